@@ -1,0 +1,98 @@
+"""The contracts every part of metaopt speaks.
+
+Data flows one way: a task becomes an inner problem, an estimator turns an inner
+problem into a meta-gradient, the outer loop moves theta, and theta bound to a
+learned optimizer is an ordinary Optax transformation. Nothing here imports any
+other module of the project.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+import optax
+
+PyTree: TypeAlias = Any
+Theta: TypeAlias = PyTree  # meta-parameters: what meta-training changes
+Params: TypeAlias = PyTree  # inner parameters: what a bound optimizer changes
+Key: TypeAlias = jax.Array  # a typed key of jax.random
+
+
+class LearnedOptimizer(NamedTuple):
+    """What is meta-trained and what is deployed: one object for both.
+
+    Attributes:
+      init: ``key -> theta``, fresh meta-parameters.
+      bind: ``(theta, num_steps=None) -> optax.GradientTransformationExtraArgs``.
+        ``theta`` may be traced, so binding happens inside the function that is
+        vmapped over perturbations or differentiated. ``num_steps``, the planned
+        length of training in inner steps, may be a traced integer.
+    """
+
+    init: Callable[[Key], Theta]
+    bind: Callable[..., optax.GradientTransformationExtraArgs]
+
+
+class Task(Protocol):
+    """A distribution of problems; every method is pure and vmappable."""
+
+    name: str
+
+    def sample(self, key: Key) -> PyTree:
+        """Which problem: a pytree of arrays, possibly empty."""
+        ...
+
+    def init(self, task_params: PyTree, key: Key) -> Params:
+        """Fresh inner parameters."""
+        ...
+
+    def loss(self, task_params: PyTree, params: Params, key: Key, split: str = "train") -> jax.Array:
+        """() float32 on a batch of ``split`` drawn on the device from ``key``."""
+        ...
+
+    def evaluate(self, task_params: PyTree, params: Params, split: str) -> dict[str, jax.Array]:
+        """Measures on a fixed set of examples of ``split``; always holds "loss" ()."""
+        ...
+
+
+class Episode(NamedTuple):
+    """One run of an inner problem, between two resets.
+
+    Everything but ``inner`` is shared by the two members of an antithetic pair:
+    estimators vmap over the members of ``inner`` only, so a batch is drawn once
+    for both and a field that depended on theta would fail at trace time.
+    """
+
+    key: Key  # () the key of inner step t is fold_in(key, t)
+    step: jax.Array  # () int32, inner steps taken
+    horizon: jax.Array  # () int32, inner steps of the whole episode
+    problem: PyTree  # which problem is solved, independent of theta
+    inner: PyTree  # parameters, optimizer state: what theta acts on
+
+
+class InnerProblem(NamedTuple):
+    """Whatever can be meta-trained on.
+
+    Attributes:
+      reset: ``(theta, key) -> Episode``, a new episode at step 0.
+      step: ``(theta, episode) -> (episode, loss)``, one inner step; ``loss`` () is
+        what the meta-objective averages and is always finite and bounded.
+    """
+
+    reset: Callable[[Theta, Key], Episode]
+    step: Callable[[Theta, Episode], tuple[Episode, jax.Array]]
+
+
+class Estimator(NamedTuple):
+    """A meta-gradient estimator.
+
+    Attributes:
+      init: ``(theta, key) -> state``.
+      estimate: ``(theta, state, key) -> (grad, state, metrics)``; ``grad`` has the
+        structure of theta and points uphill on the meta-loss. ``metrics`` are ()
+        arrays and hold "meta_loss" and "num_valid", the number of samples that
+        contributed; the outer loop leaves theta alone where that is zero.
+    """
+
+    init: Callable[[Theta, Key], PyTree]
+    estimate: Callable[[Theta, PyTree, Key], tuple[Theta, PyTree, dict[str, jax.Array]]]

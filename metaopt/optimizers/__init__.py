@@ -1,0 +1,34 @@
+"""Learned optimizers: gradients in, updates out, one family a file.
+
+To add a family, write a module with ``Config`` and ``build(config)`` and add its
+line to FAMILIES; the contract tests find it there.
+"""
+
+import dataclasses
+from typing import Any
+
+from metaopt.core import LearnedOptimizer
+from metaopt.errors import UserError, unknown
+from metaopt.optimizers import hand, mlp, small_fc
+
+FAMILIES = {"hand": hand, "mlp": mlp, "small_fc": small_fc}
+
+
+def build(family: str, **settings: Any) -> LearnedOptimizer:
+    """Builds a learned optimizer by name, e.g. ``build("small_fc", hidden=8)``.
+
+    Raises:
+      UserError: for a family or a setting that does not exist (the nearest names
+        are listed), or a setting of the wrong type.
+    """
+    if family not in FAMILIES:
+        raise unknown("optimizer family", family, FAMILIES)
+    module = FAMILIES[family]
+    fields = {f.name: f for f in dataclasses.fields(module.Config)}
+    for name, value in settings.items():
+        if name not in fields:
+            raise unknown(f"setting of {family}", name, fields)
+        expected = type(fields[name].default)
+        if type(value) is not expected and not (expected is float and type(value) is int):
+            raise UserError(f"{family}: {name} takes {expected.__name__}, got {value!r}")
+    return module.build(module.Config(**settings))

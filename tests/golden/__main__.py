@@ -1,0 +1,31 @@
+"""Replays golden files: ``python -m tests.golden FILE...``
+
+Prints the largest error of each case in units of its tolerance. Exit code 0: all
+within; 1: one above; 2: a file that no family here can replay, or none given.
+"""
+
+import sys
+from pathlib import Path
+
+from tests.golden import find_replay
+
+
+def main(paths: list[str]) -> int:
+    if not paths:
+        print(__doc__)
+        return 2
+    code = 0
+    for path in map(Path, paths):
+        replay = find_replay(path)
+        if replay is None or not path.is_file():
+            print(f"{path.name}: {'unsupported' if path.is_file() else 'no such file'}")
+            code = code or 2
+            continue
+        for case, error in replay(path):
+            print(f"{path.name}: {case}: {error:.3f} of the tolerance{'' if error <= 1 else '  FAILED'}")
+            code = code if error <= 1 else 1
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,59 @@
+"""Replays of the per-parameter MLP optimizers of google/learned_optimization."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metaopt import optimizers
+
+RTOL, ATOL = 1e-4, 2e-6  # on parameters, from velo_golden.md
+SCENARIOS = ("main", "stress", "late")
+
+
+def worst(actual, expected, rtol, atol) -> float:
+    """Largest ``|actual - expected| / (atol + rtol * |expected|)``; infinite if not finite."""
+    error = np.abs(np.asarray(actual, np.float64) - expected) / (atol + rtol * np.abs(expected))
+    return float(np.max(np.where(np.isfinite(error), error, np.inf), initial=0.0))
+
+
+def replay_trajectory(data, variant: str, scenario: str, optimizer, theta) -> float:
+    """Feeds the stored gradients; returns the worst error over steps and tensors."""
+    read = lambda prefix: {k.rsplit("/", 1)[1]: data[k] for k in data.files if k.startswith(prefix)}
+    params = jax.tree.map(jnp.asarray, read(f"in/{scenario}/params/"))
+    grads, expected = read(f"in/{scenario}/grads/"), read(f"{variant}/{scenario}/params/")
+    tx = optimizer.bind(theta, num_steps=int(data[f"in/{scenario}/num_steps"]))
+    state = tx.init(params)._replace(step=jnp.asarray(data[f"in/{scenario}/start_iteration"], jnp.int32))
+    update, errors = jax.jit(tx.update), []
+    for t, loss in enumerate(data[f"in/{scenario}/loss"]):
+        updates, state = update({k: jnp.asarray(g[t]) for k, g in grads.items()}, state, params, value=loss)
+        params = jax.tree.map(jnp.add, params, updates)
+        errors += [worst(params[k], expected[k][t], RTOL, ATOL) for k in params]
+    return max(errors)
+
+
+def replay_mlp(path) -> list[tuple[str, float]]:
+    """MLPLOpt with its default sizes."""
+    data = np.load(path)
+    layers = {
+        f"{kind}{i}": jnp.asarray(data[f"default/theta/mlp/~/linear_{i}|{kind}"]) for i in range(3) for kind in "wb"
+    }
+    optimizer = optimizers.build("mlp")
+    return [
+        (f"default/{s}", replay_trajectory(data, "default", s, optimizer, {"network": layers})) for s in SCENARIOS
+    ]
+
+
+def replay_small_fc(path) -> list[tuple[str, float]]:
+    """AdafacMLPLOpt, hidden 4 and 32."""
+    data, cases = np.load(path), []
+    for variant in ("h4", "h32"):
+        read = lambda name, v=variant: jnp.asarray(data[f"{v}/theta/{name}"])
+        theta = {
+            "momentum_decays": read("momentum_decays"),
+            "rms_decays": read("rms_decays"),
+            "factored_decays": read("adafactor_decays"),
+            "network": {f"{kind}{i}": read(f"nn|~|{kind}{i}") for i in range(3) for kind in "wb"},
+        }
+        optimizer = optimizers.build("small_fc", hidden=int(variant[1:]))
+        cases += [(f"{variant}/{s}", replay_trajectory(data, variant, s, optimizer, theta)) for s in SCENARIOS]
+    return cases

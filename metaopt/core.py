@@ -76,11 +76,14 @@ class InnerProblem(NamedTuple):
     Attributes:
       reset: ``(theta, key) -> Episode``, a new episode at step 0.
       step: ``(theta, episode) -> (episode, loss)``, one inner step; ``loss`` () is
-        what the meta-objective averages and is always finite and bounded.
+        what the meta-objective averages.
+      worst: a loss above it, or not finite, counts as this much, so that a member
+        that diverged is a bad sample and not the end of the run.
     """
 
     reset: Callable[[Theta, Key], Episode]
     step: Callable[[Theta, Episode], tuple[Episode, jax.Array]]
+    worst: float = float("inf")
 
 
 class Estimator(NamedTuple):

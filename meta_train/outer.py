@@ -1,0 +1,104 @@
+"""The outer loop: sample, estimate, move theta, many times in one dispatch."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from metaopt.core import Estimator, Key, Theta
+from metaopt.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    learning_rate: float = 3e-3  # at the end of the warm-up
+    warmup: int = 100  # outer steps
+    outer_steps: int = 1000  # the cosine ends here
+    clip: float = 1.0  # global norm of the meta-gradient
+    weight_decay: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.warmup < self.outer_steps:
+            raise UserError(f"need 0 <= warmup < outer_steps, got {self.warmup} and {self.outer_steps}")
+
+
+@struct.dataclass
+class TrainState:
+    """All that a run needs to go on."""
+
+    theta: Theta
+    opt_state: Any  # of the outer optimizer
+    estimators: tuple[Any, ...]  # one state per inner problem
+    key: Key
+    step: jax.Array  # () int32, outer steps done
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """Clipped AdamW with a linear warm-up and a cosine to zero."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0 if config.warmup else config.learning_rate, config.learning_rate, config.warmup, config.outer_steps
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay)
+    )
+
+
+def init(theta: Theta, estimators: Sequence[Estimator], tx: optax.GradientTransformation, key: Key) -> TrainState:
+    """The state before the first outer step."""
+    states = tuple(e.init(theta, jax.random.fold_in(key, i)) for i, e in enumerate(estimators))
+    return TrainState(theta, tx.init(theta), states, key, jnp.zeros((), jnp.int32))
+
+
+def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation):
+    """Returns ``state -> (state, metrics)``, one outer step.
+
+        g = mean over inner problems of their estimates;   theta <- theta + tx(g)
+
+    An inner problem with no valid sample is left out of the mean. If none has one, or
+    g is not finite, theta and the outer optimizer stay as they are.
+
+    The metrics of problem i are named ``problem_i/...``.
+    """
+
+    def step(state: TrainState):
+        key = jax.random.fold_in(state.key, state.step)
+        grads, states, metrics = [], [], {}
+        for i, estimator in enumerate(estimators):
+            grad, new, measured = estimator.estimate(state.theta, state.estimators[i], jax.random.fold_in(key, i))
+            grads.append(grad)
+            states.append(new)
+            metrics |= {f"problem_{i}/{name}": value for name, value in measured.items()}
+        usable = jnp.stack([metrics[f"problem_{i}/num_valid"] > 0 for i in range(len(estimators))])
+        weights = usable / jnp.maximum(jnp.sum(usable), 1)
+        grad = jax.tree.map(lambda *gs: sum(w * g for w, g in zip(weights, gs, strict=True)), *grads)
+        norm = optax.global_norm(grad)
+        accept = jnp.any(usable) & jnp.isfinite(norm)
+        # A zero in place of a gradient that is not finite keeps NaN out of the select.
+        safe = jax.tree.map(lambda g: jnp.where(accept, g, 0.0), grad)
+        updates, opt_state = tx.update(safe, state.opt_state, state.theta)
+        moved = (optax.apply_updates(state.theta, updates), opt_state)
+        theta, opt_state = jax.tree.map(
+            lambda n, o: jnp.where(accept, n, o), moved, (state.theta, state.opt_state)
+        )
+        losses = jnp.stack([metrics[f"problem_{i}/meta_loss"] for i in range(len(estimators))])
+        metrics |= {
+            "meta_loss": jnp.sum(weights * losses),
+            "grad_norm": norm,
+            "theta_norm": optax.global_norm(theta),
+            "skipped": 1.0 - accept,
+        }
+        return TrainState(theta, opt_state, tuple(states), state.key, state.step + 1), metrics
+
+    return step
+
+
+def build_chunk(step, length: int):
+    """Compiles ``length`` outer steps into one dispatch; the state is donated.
+
+    Returns ``state -> (state, metrics)`` with metrics of shape (length,).
+    """
+    return jax.jit(lambda state: jax.lax.scan(lambda s, _: step(s), state, length=length), donate_argnums=0)

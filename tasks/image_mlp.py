@@ -1,0 +1,135 @@
+"""Classifying small images with a sampled multi-layer perceptron."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tasks import image_table
+from tasks.image_table import NUM_CLASSES
+
+ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "silu": jax.nn.silu}
+EVALUATED = 1000  # examples of a split that ``evaluate`` looks at, at most
+
+
+class Sampled(NamedTuple):
+    """What is drawn for one task, inside one set of static shapes."""
+
+    dataset: jax.Array  # () int32, index into ``datasets``
+    activation: jax.Array  # (num_activations,) one-hot
+    init_scale: jax.Array  # (depth + 1,) factor on the initial weights of each layer
+    input_scale: jax.Array  # ()
+    unit_mask: jax.Array  # (width,) 1 for units that exist
+    layer_mask: jax.Array  # (depth,) 1 for layers that exist; the first always does
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageMLP:
+    """A distribution of classifiers ``side * side -> width x depth -> 10``.
+
+    Data set, activation, number of units and layers, initial scales are drawn for
+    each task; the arrays always have the largest shape. Where a range is one point
+    (the default) nothing is drawn.
+
+    Attributes:
+      datasets: names, see ``tasks.data``.
+      side: images are averaged down to side x side pixels.
+      width, depth: of the hidden layers, the largest.
+      batch_size: examples of one inner step.
+      min_width, min_depth: the smallest, log-uniform and uniform; 0 is no range.
+      activations: names, see ACTIVATIONS.
+      init_spread: initial weights of each layer are scaled by a factor log-uniform
+        in [1 / init_spread, init_spread].
+      input_spread: the same for the inputs.
+    """
+
+    datasets: tuple[str, ...] = ("digits",)
+    side: int = 8
+    width: int = 32
+    depth: int = 1
+    batch_size: int = 64
+    min_width: int = 0
+    min_depth: int = 0
+    activations: tuple[str, ...] = ("relu",)
+    init_spread: float = 1.0
+    input_spread: float = 1.0
+    name: str = "image-mlp"
+
+    @property
+    def architecture(self) -> str:
+        return f"mlp {self.side**2}-{'x'.join(map(str, (self.width, self.depth)))}-{NUM_CLASSES}"
+
+    @property
+    def table(self) -> image_table.ImageTable:
+        return image_table.build(self.datasets, self.side)
+
+    def sample(self, key) -> Sampled:
+        k_set, k_act, k_init, k_input, k_width, k_depth = jax.random.split(key, 6)
+        spread = lambda key, shape, s: s ** jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+        low, high = self.min_width or self.width, self.width + 1
+        num_units = jnp.floor(low * (high / low) ** jax.random.uniform(k_width))
+        num_layers = jax.random.randint(k_depth, (), self.min_depth or self.depth, self.depth + 1)
+        which = jax.random.randint(k_act, (), 0, len(self.activations))
+        return Sampled(
+            dataset=jax.random.randint(k_set, (), 0, len(self.datasets)),
+            activation=jax.nn.one_hot(which, len(self.activations)),
+            init_scale=spread(k_init, (self.depth + 1,), self.init_spread),
+            input_scale=spread(k_input, (), self.input_spread),
+            unit_mask=(jnp.arange(self.width) < num_units).astype(jnp.float32),
+            layer_mask=(jnp.arange(self.depth) < num_layers).astype(jnp.float32),
+        )
+
+    def init(self, task_params: Sampled, key):
+        """Weights normal with variance 1 / fan_in (2 / fan_in would be He), biases zero."""
+        num_units = jnp.sum(task_params.unit_mask)
+        sizes = [self.side**2, *[self.width] * self.depth, NUM_CLASSES]
+        params = {}
+        for layer, (num_in, num_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            fan_in = num_in if layer == 0 else num_units
+            draw = jax.random.normal(jax.random.fold_in(key, layer), (num_in, num_out))
+            params[f"w{layer}"] = draw * jax.lax.rsqrt(fan_in * 1.0) * task_params.init_scale[layer]
+            params[f"b{layer}"] = jnp.zeros(num_out)
+        return params
+
+    def logits(self, task_params: Sampled, params, inputs):
+        """(num, pixels) -> (num, 10)."""
+        hidden = inputs * task_params.input_scale
+        for layer in range(self.depth):
+            new = self._activate(task_params, hidden @ params[f"w{layer}"] + params[f"b{layer}"])
+            if self.min_width:
+                new = new * task_params.unit_mask
+            if self.min_depth and layer > 0:  # a layer that does not exist is passed by
+                new = jnp.where(task_params.layer_mask[layer] > 0, new, hidden)
+            hidden = new
+        return hidden @ params[f"w{self.depth}"] + params[f"b{self.depth}"]
+
+    def _activate(self, task_params: Sampled, x):
+        functions = [ACTIVATIONS[name] for name in self.activations]
+        if len(functions) == 1:
+            return functions[0](x)
+        return sum(task_params.activation[i] * f(x) for i, f in enumerate(functions))
+
+    def loss(self, task_params: Sampled, params, key, split: str = "train"):
+        inputs, labels = self.table.batch(task_params.dataset, split, key, self.batch_size)
+        logits = self.logits(task_params, params, inputs)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    def evaluate(self, task_params: Sampled, params, split: str):
+        num = min(EVALUATED, self._smallest(split))
+        inputs, labels = self.table.spread(task_params.dataset, split, num)
+        logits = self.logits(task_params, params, inputs)
+        return {
+            "loss": jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels)),
+            "accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == labels),
+        }
+
+    def _smallest(self, split: str) -> int:
+        index = image_table.data.SPLITS.index(split)
+        return min(int(s) for s in jax.device_get(self.table.sizes)[:, index])
+
+    def num_params(self) -> int:
+        sizes = [self.side**2, *[self.width] * self.depth, NUM_CLASSES]
+        return sum(math.prod(pair) + pair[1] for pair in zip(sizes[:-1], sizes[1:], strict=True))

@@ -1,0 +1,64 @@
+"""Image data sets as one table resident on the device, drawn from by key."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tasks import data
+
+NUM_CLASSES = 10
+
+
+class ImageTable(NamedTuple):
+    """Several data sets at one resolution, one below the other.
+
+    A batch is indices drawn on the device and a gather: nothing is copied from the
+    host. Which set a row belongs to is an array, so it can differ between tasks that
+    run side by side in one vmap.
+    """
+
+    pixels: jax.Array  # (num_rows, side * side) uint8
+    labels: jax.Array  # (num_rows,) int32
+    starts: jax.Array  # (num_sets, 3) int32, first row of train, valid, test
+    sizes: jax.Array  # (num_sets, 3) int32
+    mean: jax.Array  # (num_sets,) of the training pixels
+    std: jax.Array  # (num_sets,)
+
+    def batch(self, dataset: jax.Array, split: str, key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
+        """Draws (num, pixels) float32 standardised inputs and (num,) labels."""
+        s = data.SPLITS.index(split)
+        return self._rows(dataset, self.starts[dataset, s] + jax.random.randint(key, (num,), 0, self.sizes[dataset, s]))
+
+    def spread(self, dataset: jax.Array, split: str, num: int) -> tuple[jax.Array, jax.Array]:
+        """The same ``num`` examples at every call, evenly spaced over the split."""
+        s = data.SPLITS.index(split)
+        position = (jnp.arange(num) / num * self.sizes[dataset, s]).astype(jnp.int32)
+        return self._rows(dataset, self.starts[dataset, s] + position)
+
+    def _rows(self, dataset, rows):
+        inputs = (self.pixels[rows].astype(jnp.float32) - self.mean[dataset]) / self.std[dataset]
+        return inputs, self.labels[rows]
+
+
+@functools.cache
+def build(names: tuple[str, ...], side: int) -> ImageTable:
+    """Loads the sets, resized to ``side``, onto the device; one copy per process.
+
+    Raises:
+      UserError: if a set is unknown or missing.
+    """
+    sets = [data.load(name) for name in names]
+    images = [data.resize(s.images, side).reshape(len(s.images), -1) for s in sets]
+    first_rows = np.cumsum([0, *map(len, images)])[:-1]
+    train = [pixels[: s.bounds[1]].astype(np.float32) for s, pixels in zip(sets, images, strict=True)]
+    return ImageTable(
+        pixels=jnp.asarray(np.concatenate(images)),
+        labels=jnp.asarray(np.concatenate([s.labels for s in sets])),
+        starts=jnp.asarray([[first + b for b in s.bounds[:3]] for first, s in zip(first_rows, sets, strict=True)]),
+        sizes=jnp.asarray([np.diff(s.bounds) for s in sets]),
+        mean=jnp.asarray([t.mean() for t in train]),
+        std=jnp.asarray([t.std() for t in train]),
+    )

@@ -1,0 +1,62 @@
+"""Random convex quadratics: the cheapest task, with a known optimum."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Quadric(NamedTuple):
+    """One quadratic.
+
+    Attributes:
+      hessian: (dim, dim), eigenvalues log-uniform in [1 / condition, 1].
+      optimum: (dim,).
+    """
+
+    hessian: jax.Array
+    optimum: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Quadratic:
+    """Minimise ``0.5 (x - x*)' H (x - x*) / dim``, in random directions.
+
+    Attributes:
+      dim: number of parameters.
+      condition: ratio of the largest possible curvature to the smallest.
+      noise: standard deviation of the gradient noise, per coordinate and step. It
+        enters as a random linear term of mean zero around the optimum; the
+        validation and test losses are free of it.
+    """
+
+    dim: int = 10
+    condition: float = 100.0
+    noise: float = 0.0
+    name: str = "quadratic"
+
+    def __post_init__(self):
+        if self.dim < 1 or self.condition < 1 or self.noise < 0:
+            raise ValueError(f"need dim >= 1, condition >= 1 and noise >= 0, got {self}")
+
+    def sample(self, key) -> Quadric:
+        k_values, k_directions, k_optimum = jax.random.split(key, 3)
+        values = self.condition ** -jax.random.uniform(k_values, (self.dim,))
+        directions = jax.random.orthogonal(k_directions, self.dim)
+        return Quadric((directions * values) @ directions.T, jax.random.normal(k_optimum, (self.dim,)))
+
+    def init(self, task_params: Quadric, key):
+        del task_params
+        return {"x": jax.random.normal(key, (self.dim,))}
+
+    def loss(self, task_params: Quadric, params, key, split: str = "train"):
+        gap = params["x"] - task_params.optimum
+        loss = 0.5 * gap @ task_params.hessian @ gap
+        if split == "train" and self.noise:
+            loss += self.noise * jax.random.normal(key, gap.shape) @ gap
+        return loss / self.dim
+
+    def evaluate(self, task_params: Quadric, params, split: str):
+        del split  # one surface, without noise
+        return {"loss": self.loss(task_params, params, jax.random.key(0), "test")}

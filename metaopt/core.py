@@ -36,7 +36,15 @@ class LearnedOptimizer(NamedTuple):
 class Task(Protocol):
     """A distribution of problems; every method is pure and vmappable."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
+
+    def traits(self) -> dict:
+        """What decides whether a task is held out, as plain JSON values.
+
+        "family": str; "datasets": names; "architecture": name -> [smallest, largest].
+        """
+        ...
 
     def sample(self, key: Key) -> PyTree:
         """Which problem: a pytree of arrays, possibly empty."""

@@ -31,6 +31,9 @@ class Reparametrised:
     def name(self) -> str:
         return f"{self.task.name}/reparam"
 
+    def traits(self) -> dict:
+        return self.task.traits()
+
     def sample(self, key) -> Scaled:
         k_task, k_scales, k_shape = jax.random.split(key, 3)
         task_params = self.task.sample(k_task)

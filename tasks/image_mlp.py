@@ -1,7 +1,6 @@
 """Classifying small images with a sampled multi-layer perceptron."""
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax
@@ -9,10 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from tasks import image_table
-from tasks.image_table import NUM_CLASSES
+from tasks.image_table import EVALUATED, NUM_CLASSES
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "silu": jax.nn.silu}
-EVALUATED = 1000  # examples of a split that ``evaluate`` looks at, at most
 
 
 class Sampled(NamedTuple):
@@ -59,18 +57,27 @@ class ImageMLP:
     name: str = "image-mlp"
 
     @property
-    def architecture(self) -> str:
-        return f"mlp {self.side**2}-{'x'.join(map(str, (self.width, self.depth)))}-{NUM_CLASSES}"
-
-    @property
     def table(self) -> image_table.ImageTable:
         return image_table.build(self.datasets, self.side)
+
+    def traits(self) -> dict:
+        return {
+            "family": "mlp",
+            "datasets": list(self.datasets),
+            "architecture": {
+                "side": [self.side] * 2,
+                "depth": [self.min_depth or self.depth, self.depth],
+                "width": [self.min_width or self.width, self.width],
+            },
+        }
 
     def sample(self, key) -> Sampled:
         k_set, k_act, k_init, k_input, k_width, k_depth = jax.random.split(key, 6)
         spread = lambda key, shape, s: s ** jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
-        low, high = self.min_width or self.width, self.width + 1
-        num_units = jnp.floor(low * (high / low) ** jax.random.uniform(k_width))
+        num_units = jnp.float32(self.width)
+        if self.min_width:
+            ratio = (self.width + 1) / self.min_width
+            num_units = jnp.floor(self.min_width * ratio ** jax.random.uniform(k_width))
         num_layers = jax.random.randint(k_depth, (), self.min_depth or self.depth, self.depth + 1)
         which = jax.random.randint(k_act, (), 0, len(self.activations))
         return Sampled(
@@ -118,18 +125,5 @@ class ImageMLP:
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     def evaluate(self, task_params: Sampled, params, split: str):
-        num = min(EVALUATED, self._smallest(split))
-        inputs, labels = self.table.spread(task_params.dataset, split, num)
-        logits = self.logits(task_params, params, inputs)
-        return {
-            "loss": jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels)),
-            "accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == labels),
-        }
-
-    def _smallest(self, split: str) -> int:
-        index = image_table.data.SPLITS.index(split)
-        return min(int(s) for s in jax.device_get(self.table.sizes)[:, index])
-
-    def num_params(self) -> int:
-        sizes = [self.side**2, *[self.width] * self.depth, NUM_CLASSES]
-        return sum(math.prod(pair) + pair[1] for pair in zip(sizes[:-1], sizes[1:], strict=True))
+        inputs, labels = self.table.spread(task_params.dataset, split, EVALUATED)
+        return image_table.classification(self.logits(task_params, params, inputs), labels)

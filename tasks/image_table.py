@@ -6,10 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from tasks import data
 
 NUM_CLASSES = 10
+EVALUATED = 1000  # examples of a split that a task's ``evaluate`` looks at
 
 
 class ImageTable(NamedTuple):
@@ -33,7 +35,10 @@ class ImageTable(NamedTuple):
         return self._rows(dataset, self.starts[dataset, s] + jax.random.randint(key, (num,), 0, self.sizes[dataset, s]))
 
     def spread(self, dataset: jax.Array, split: str, num: int) -> tuple[jax.Array, jax.Array]:
-        """The same ``num`` examples at every call, evenly spaced over the split."""
+        """The same ``num`` examples at every call, evenly spaced over the split.
+
+        A split with fewer examples gives each one about equally often.
+        """
         s = data.SPLITS.index(split)
         position = (jnp.arange(num) / num * self.sizes[dataset, s]).astype(jnp.int32)
         return self._rows(dataset, self.starts[dataset, s] + position)
@@ -62,3 +67,11 @@ def build(names: tuple[str, ...], side: int) -> ImageTable:
         mean=jnp.asarray([t.mean() for t in train]),
         std=jnp.asarray([t.std() for t in train]),
     )
+
+
+def classification(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """Mean cross entropy in nats and accuracy in [0, 1]."""
+    return {
+        "loss": jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels)),
+        "accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == labels),
+    }

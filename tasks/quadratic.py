@@ -40,6 +40,9 @@ class Quadratic:
         if self.dim < 1 or self.condition < 1 or self.noise < 0:
             raise ValueError(f"need dim >= 1, condition >= 1 and noise >= 0, got {self}")
 
+    def traits(self) -> dict:
+        return {"family": "quadratic", "datasets": [], "architecture": {"dim": [self.dim] * 2}}
+
     def sample(self, key) -> Quadric:
         k_values, k_directions, k_optimum = jax.random.split(key, 3)
         values = self.condition ** -jax.random.uniform(k_values, (self.dim,))

@@ -1,0 +1,63 @@
+"""Metrics of a run: ``metrics.jsonl``, and a line on the terminal."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+class Log:
+    """Appends one JSON line per outer step; steps only ever grow.
+
+    Opening the log of a run that goes on from step ``start`` drops the rows behind
+    it: they belong to work that was lost and will be done again.
+    """
+
+    def __init__(self, run_dir: Path, start: int):
+        path = run_dir / "metrics.jsonl"
+        rows = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= start]
+        if kept != rows:
+            path.write_text("".join(kept))
+        self._file = path.open("a", buffering=1)
+
+    def write(self, first_step: int, metrics: dict[str, np.ndarray]) -> None:
+        """Writes a dispatch: metrics of shape (steps,), the first for ``first_step``."""
+        num_steps = len(next(iter(metrics.values())))
+        for i in range(num_steps):
+            # A value that is not finite becomes null: NaN is not JSON.
+            row = {name: _number(values[i]) for name, values in metrics.items()}
+            self._file.write(json.dumps({"step": first_step + i, "time": round(time.time(), 3), **row}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _number(value) -> float | None:
+    value = float(value)
+    return float(f"{value:.6g}") if np.isfinite(value) else None
+
+
+class Progress:
+    """A progress bar where the output is a terminal, a line now and then where not."""
+
+    def __init__(self, total: int, start: int, every: float = 30.0):
+        self._total, self._start, self._every = total, start, every
+        self._began = self._printed = time.monotonic()
+        self._bar = sys.stdout.isatty()
+
+    def update(self, step: int, meta_loss: float, inner_steps_per_second: float) -> None:
+        now = time.monotonic()
+        if not self._bar and now - self._printed < self._every and step < self._total:
+            return
+        self._printed = now
+        left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
+        filled = 24 * step // self._total
+        text = (
+            f"[{'#' * filled}{'.' * (24 - filled)}] {step}/{self._total}  meta-loss {meta_loss:.4f}  "
+            f"{inner_steps_per_second:,.0f} inner steps/s  {left / 60:.1f} min left"
+        )
+        end = "\n" if not self._bar or step >= self._total else "\r"
+        print(text, end=end, flush=True)

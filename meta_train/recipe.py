@@ -1,0 +1,143 @@
+"""A recipe: every setting of one meta-training run, flat and plain.
+
+A file in ``meta_train/recipes`` exports one as ``recipe``; its docstring says what it
+is for, what it costs and what to expect.
+"""
+
+import ast
+import dataclasses
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import meta_train.recipes
+from meta_train import outer
+from meta_train.estimators import ESTIMATORS, es
+from meta_train.inner import supervised
+from meta_train.inner.horizon import LogUniform
+from metaopt import optimizers
+from metaopt.core import LearnedOptimizer
+from metaopt.errors import UserError, unknown
+from tasks import suites
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    # what
+    suite: str = "digits"  # tasks.suites
+    optimizer: str = "small_fc"  # metaopt.optimizers.FAMILIES
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the family
+    # inner problem
+    shortest: int = 100  # inner steps of an episode, log-uniform
+    longest: int = 1000
+    split: str = "valid"  # whose loss is the meta-loss: train or valid
+    objective: str = "log"  # log or linear, of the loss relative to its start
+    # estimator
+    estimator: str = "es_single"  # meta_train.estimators.ESTIMATORS
+    num_pairs: int = 16  # for each task of the suite
+    window: int = 50  # inner steps between two outer steps
+    sigma: float = 0.01
+    # outer loop
+    outer_steps: int = 1000
+    learning_rate: float = 3e-3
+    warmup: int = 100
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    seed: int = 0
+    # run
+    steps_per_dispatch: int = 10  # outer steps between two looks at the clock
+    save_every: int = 100  # outer steps between two checkpoints
+
+    def __post_init__(self):
+        if self.suite not in suites.SUITES:
+            raise unknown("suite", self.suite, suites.SUITES)
+        if self.estimator not in ESTIMATORS:
+            raise unknown("estimator", self.estimator, ESTIMATORS)
+        for name in ("outer_steps", "steps_per_dispatch", "save_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.outer_steps % self.steps_per_dispatch or self.save_every % self.steps_per_dispatch:
+            raise UserError(
+                "outer_steps and save_every must be multiples of steps_per_dispatch, got "
+                f"{self.outer_steps}, {self.save_every} and {self.steps_per_dispatch}"
+            )
+        # Built here so that a bad setting is refused before anything is written.
+        self.learned_optimizer(), self.inner(), self.es(), self.outer()
+
+    def learned_optimizer(self) -> LearnedOptimizer:
+        return optimizers.build(self.optimizer, **self.settings)
+
+    def inner(self) -> supervised.Config:
+        return supervised.Config(LogUniform(self.shortest, self.longest, self.window), self.split, self.objective)
+
+    def es(self) -> es.Config:
+        return es.Config(self.num_pairs, self.window, self.sigma)
+
+    def outer(self) -> outer.Config:
+        return outer.Config(self.learning_rate, self.warmup, self.outer_steps, self.clip, self.weight_decay)
+
+
+def names() -> list[str]:
+    """The recipes that come with metaopt, as they are typed."""
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(meta_train.recipes.__path__))
+
+
+def find(name: str) -> Recipe:
+    """The recipe of that name. Raises UserError, naming the nearest, if there is none."""
+    if name not in names():
+        raise unknown("recipe", name, names())
+    return importlib.import_module(f"meta_train.recipes.{name.replace('-', '_')}").recipe
+
+
+def override(recipe: Recipe, pairs: list[str]) -> Recipe:
+    """Applies ``name=value`` settings, ``settings.name=value`` for the family's own.
+
+    Raises:
+      UserError: for an unknown name or a value of another type than the default's.
+    """
+    fields = {f.name for f in dataclasses.fields(Recipe)} - {"settings"}
+    changes: dict[str, Any] = {}
+    settings = dict(recipe.settings)
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise UserError(f"settings are given as name=value, got {pair!r}")
+        if name.startswith("settings."):
+            settings[name.removeprefix("settings.")] = _literal(text)
+        elif name not in fields:
+            raise unknown("setting", name, fields)
+        else:
+            changes[name] = _typed(name, text, getattr(recipe, name))
+    return dataclasses.replace(recipe, **changes, settings=settings)
+
+
+def from_json(values: dict[str, Any]) -> Recipe:
+    """Rebuilds a recipe from ``config.json``."""
+    fields = {f.name for f in dataclasses.fields(Recipe)}
+    for name in values:
+        if name not in fields:
+            raise unknown("setting", name, fields)
+    return Recipe(**values)
+
+
+def _literal(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _typed(name: str, text: str, default):
+    value = text if isinstance(default, str) else _literal(text)
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(default):
+        raise UserError(f"{name} takes {type(default).__name__}, got {text!r}")
+    return value
+
+
+def purpose(name: str) -> str:
+    """First line of a recipe's docstring."""
+    path = Path(meta_train.recipes.__path__[0]) / f"{name.replace('-', '_')}.py"
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]

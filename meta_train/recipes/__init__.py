@@ -1,0 +1,1 @@
+"""Experiments, one a file: purpose, cost and expected result in the first lines."""

@@ -1,0 +1,162 @@
+"""One meta-training run and its directory: start it, resume it, read it."""
+
+import dataclasses
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from meta_train import devices, outer
+from meta_train import recipe as recipes
+from meta_train.estimators import ESTIMATORS
+from meta_train.inner import supervised
+from meta_train.log import Log, Progress
+from meta_train.recipe import Recipe
+from meta_train.state import StateStore
+from metaopt.core import Theta
+from metaopt.errors import UserError
+from tasks import suites
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A recipe turned into functions: the first state, and a dispatch of outer steps."""
+
+    init: Callable[[], outer.TrainState]
+    chunk: Callable  # (state) -> (state, metrics)
+    inner_steps_per_outer_step: int
+
+
+def compile_recipe(recipe: Recipe) -> Program:
+    """Builds, for the devices at hand, what the recipe describes."""
+    optimizer, mesh = recipe.learned_optimizer(), devices.mesh()
+    problems = [supervised.build(optimizer, task, recipe.inner()) for task in suites.build(recipe.suite)]
+    estimators = [ESTIMATORS[recipe.estimator](p, recipe.es(), mesh) for p in problems]
+    tx = outer.optimizer(recipe.outer())
+
+    def init():
+        k_theta, k_run = jax.random.split(jax.random.key(recipe.seed))
+        return outer.init(optimizer.init(k_theta), estimators, tx, k_run)
+
+    chunk = outer.build_chunk(outer.build_step(estimators, tx), recipe.steps_per_dispatch)
+    return Program(jax.jit(init), chunk, 2 * recipe.num_pairs * recipe.window * len(problems))
+
+
+def start(recipe: Recipe, run_dir: Path) -> Path:
+    """Begins a new run in a new or empty folder and carries it to its end.
+
+    Raises:
+      UserError: if the folder holds something or cannot be written.
+    """
+    if run_dir.exists() and any(run_dir.iterdir()):
+        remedy = "continue it with --resume" if (run_dir / "config.json").exists() else "choose another"
+        raise UserError(f"run directory {run_dir} is not empty: {remedy}")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to run directory {run_dir}: {error.strerror}") from error
+    return _train(recipe, run_dir)
+
+
+def resume(run_dir: Path, recipe: Recipe | None = None) -> Path:
+    """Continues a run from its newest complete state, as if it had never stopped.
+
+    Args:
+      run_dir: of the run.
+      recipe: where given, must be the run's own.
+
+    Raises:
+      UserError: if there is no run, or ``recipe`` is another one.
+    """
+    stored = read_recipe(run_dir)
+    if recipe is not None and recipe != stored:
+        ours, theirs = dataclasses.asdict(recipe), dataclasses.asdict(stored)
+        different = [f"{k}={theirs[k]!r} (asked for {ours[k]!r})" for k in ours if ours[k] != theirs[k]]
+        raise UserError(f"{run_dir} is a run of another recipe: {', '.join(different)}; leave the recipe out to resume")
+    if not os.access(run_dir, os.W_OK):
+        raise UserError(f"cannot write to run directory {run_dir}: permission denied")
+    return _train(stored, run_dir)
+
+
+def read_recipe(run_dir: Path) -> Recipe:
+    """The recipe of a run. Raises UserError if ``run_dir`` holds no run."""
+    path = run_dir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{run_dir} holds no run: config.json is missing")
+    try:
+        return recipes.from_json(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def read_theta(run_dir: Path, step: int | None = None) -> tuple[Theta, int]:
+    """The meta-parameters of a saved outer step, the newest by default, and that step."""
+    recipe = read_recipe(run_dir)
+    store = StateStore(run_dir)
+    step = store.latest() if step is None else step
+    if step is None:
+        raise UserError(f"{run_dir} has no saved state yet")
+    state = store.restore(step, compile_recipe(recipe).init())
+    store.close()
+    return state.theta, step
+
+
+def _train(recipe: Recipe, run_dir: Path) -> Path:
+    program = compile_recipe(recipe)
+    state, store = program.init(), StateStore(run_dir)
+    if (saved := store.latest()) is not None:
+        state = store.restore(saved, state)
+        print(f"resumed {run_dir} at outer step {saved}")
+    step = int(state.step)
+    log, progress = Log(run_dir, step), Progress(recipe.outer_steps, step)
+    stop = _stop_on_signal()
+    try:
+        while step < recipe.outer_steps and not stop:
+            began = time.monotonic()
+            state, metrics = program.chunk(state)
+            metrics = jax.device_get(metrics)
+            seconds = time.monotonic() - began
+            log.write(step + 1, metrics)
+            step += recipe.steps_per_dispatch
+            meta_loss = float(np.mean(metrics["meta_loss"]))
+            rate = program.inner_steps_per_outer_step * recipe.steps_per_dispatch / seconds
+            progress.update(step, meta_loss, rate)
+            if np.all(metrics["skipped"]):
+                _report_skipped(run_dir, step, metrics)
+            if step % recipe.save_every == 0 or step == recipe.outer_steps or stop:
+                store.save(state, meta_loss)
+        store.wait()
+    finally:
+        log.close()
+        store.close()
+    if step < recipe.outer_steps:
+        print(f"stopped at outer step {step}; continue with: metaopt train --resume {run_dir}")
+    return run_dir
+
+
+def _stop_on_signal() -> list[int]:
+    """A list that receives the first SIGTERM or SIGINT: the run ends after the dispatch."""
+    received: list[int] = []
+
+    def handler(number, frame):
+        del frame
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+    return received
+
+
+def _report_skipped(run_dir: Path, step: int, metrics) -> None:
+    dead = max(float(np.max(v)) for k, v in metrics.items() if k.endswith("frac_dead"))
+    print(
+        f"warning: no usable meta-gradient up to outer step {step} ({dead:.0%} of the pairs dead); theta is unchanged. "
+        f"Lower settings.step_multiplier or sigma, see {run_dir / 'metrics.jsonl'}"
+    )

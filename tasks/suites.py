@@ -1,0 +1,64 @@
+"""Named sets of tasks: for meta-training and, disjoint from it, for evaluation."""
+
+import functools
+
+from metaopt.core import Task
+from metaopt.errors import unknown
+from tasks.augment import Reparametrised
+from tasks.image_conv import ImageConv
+from tasks.image_mlp import ImageMLP
+from tasks.quadratic import Quadratic
+
+ACTIVATIONS = ("relu", "tanh", "silu")
+
+
+def images_small() -> tuple[Task, ...]:
+    """For meta-training: sampled MLPs on digits and Fashion-MNIST, three resolutions."""
+    sampled = functools.partial(ImageMLP, activations=ACTIVATIONS, init_spread=2.0, input_spread=2.0)
+    return (
+        Reparametrised(
+            sampled(("digits", "fashion"), side=8, width=32, depth=2, min_width=8, min_depth=1, name="images-8"), 10.0
+        ),
+        Reparametrised(
+            sampled(("fashion",), side=14, width=32, depth=2, min_width=16, min_depth=1, name="images-14"), 10.0
+        ),
+        Reparametrised(sampled(("fashion",), side=28, width=16, depth=1, name="images-28"), 10.0),
+    )
+
+
+def digits_only() -> tuple[Task, ...]:
+    """One small network on the bundled digits: for demonstrations and smoke tests."""
+    return (ImageMLP(name="digits-mlp"),)
+
+
+def quadratics() -> tuple[Task, ...]:
+    """Noisy quadratics in ten dimensions: seconds to meta-train on."""
+    return (Quadratic(dim=10, condition=100.0, noise=0.1),)
+
+
+def heldout_small() -> tuple[Task, ...]:
+    """For evaluation: an unseen data set, unseen shapes, unseen layers, no images at all."""
+    return (
+        ImageMLP(("mnist5k",), side=8, width=32, depth=1, name="mnist-8-mlp-32"),
+        ImageMLP(("mnist5k",), side=14, width=32, depth=4, activations=("tanh",), name="mnist-14-tanh-32x4"),
+        ImageMLP(("mnist5k",), side=28, width=32, depth=1, name="mnist-28-mlp-32"),
+        ImageMLP(("mnist5k",), side=28, width=0, depth=0, name="mnist-28-softmax"),
+        ImageMLP(("fashion",), side=28, width=64, depth=2, batch_size=128, name="fashion-28-mlp-64x2"),
+        ImageConv("digits", name="digits-8-conv"),
+        Quadratic(dim=20, condition=1000.0, noise=0.03, name="quadratic-20"),
+    )
+
+
+SUITES = {
+    "digits": digits_only,
+    "heldout-small": heldout_small,
+    "images-small": images_small,
+    "quadratics": quadratics,
+}
+
+
+def build(name: str) -> tuple[Task, ...]:
+    """The tasks of a suite. Raises UserError for an unknown name or missing data."""
+    if name not in SUITES:
+        raise unknown("suite", name, SUITES)
+    return SUITES[name]()

@@ -1,6 +1,7 @@
 """The command ``metaopt``."""
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -34,6 +35,33 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR")
     train.add_argument("--devices", type=int, help="CPU devices to make (default: one)")
     train.set_defaults(run=run_train)
+
+    export = commands.add_parser("export", help="turn a run into a checkpoint")
+    export.add_argument("dir", type=Path, metavar="RUN", help="run directory")
+    export.add_argument("name", help="of the checkpoint; goes to METAOPT_CHECKPOINTS where set, else checkpoints/")
+    export.add_argument("--step", type=int, help="a saved outer step (default: the newest)")
+    export.set_defaults(run=run_export)
+
+    commands.add_parser("list", help="list the checkpoints on this machine").set_defaults(run=run_list)
+
+    info = commands.add_parser("info", help="print what a checkpoint is")
+    info.add_argument("name")
+    info.set_defaults(run=run_info)
+
+    evaluate = commands.add_parser("evaluate", help="compare a checkpoint with tuned baselines")
+    evaluate.add_argument("name", help="of a checkpoint, or its folder")
+    evaluate.add_argument("--suite", default="heldout-small")
+    evaluate.add_argument("--tasks", help="only these of the suite, comma separated")
+    evaluate.add_argument("--baselines", default="adamw,sgdm,lion", help="comma separated; the first is the reference")
+    evaluate.add_argument("--steps", type=int, default=2000)
+    evaluate.add_argument("--seeds", type=int, default=10, help="reported runs of each optimizer on each problem")
+    evaluate.add_argument("--draws", type=int, default=1, help="problems drawn from each task")
+    evaluate.add_argument("--out", type=Path, help="folder (default: reports/NAME-SUITE)")
+    evaluate.set_defaults(run=run_evaluate)
+
+    report = commands.add_parser("report", help="draw a report again from its results.jsonl")
+    report.add_argument("dir", type=Path)
+    report.set_defaults(run=run_report)
     return parser
 
 
@@ -52,6 +80,48 @@ def run_train(arguments) -> None:
         raise UserError(f"name a recipe ({', '.join(recipes.names())}) or a run with --resume DIR")
     else:
         run.start(chosen, arguments.dir or Path("runs") / arguments.recipe)
+
+
+def run_export(arguments) -> None:
+    from meta_train.export import export
+
+    print(export(arguments.dir, arguments.name, arguments.step))
+
+
+def run_list(arguments) -> None:
+    del arguments
+    from metaopt import checkpoint
+
+    for name in checkpoint.list_pretrained():
+        manifest = checkpoint.read_manifest(name)
+        print(f"{name:24} {manifest['family']:12} {manifest.get('summary', '')}")
+
+
+def run_info(arguments) -> None:
+    from metaopt import checkpoint
+
+    checkpoint.read(arguments.name)  # verified, not only printed
+    print(json.dumps(checkpoint.read_manifest(arguments.name), indent=2))
+
+
+def run_evaluate(arguments) -> None:
+    from meta_train.evaluate import evaluate
+    from metaopt.evaluation import report
+    from metaopt.evaluation.compare import Settings
+
+    settings = Settings(num_steps=arguments.steps, seeds=arguments.seeds, draws=arguments.draws)
+    out = arguments.out or Path("reports") / f"{Path(arguments.name).name}-{arguments.suite}"
+    only = arguments.tasks.split(",") if arguments.tasks else None
+    evaluate(arguments.name, arguments.suite, arguments.baselines.split(","), settings, out, only)
+    print(report.text_table(out))
+    print(f"report: {report.write(out)}")
+
+
+def run_report(arguments) -> None:
+    from metaopt.evaluation import report
+
+    print(report.text_table(arguments.dir))
+    print(f"report: {report.write(arguments.dir)}")
 
 
 if __name__ == "__main__":

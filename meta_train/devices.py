@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from meta_train.estimators.es import PAIR_AXIS
+PAIR_AXIS = "pair"  # the mesh axis that the samples of an estimator are spread over
 
 
 def mesh(num_devices: int | None = None) -> Mesh:

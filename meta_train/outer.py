@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from meta_train import devices
 from metaopt.core import Estimator, Key, Theta
 from metaopt.errors import UserError
 
@@ -96,9 +99,24 @@ def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation
     return step
 
 
-def build_chunk(step, length: int):
+def shardings(mesh: Mesh) -> TrainState:
+    """Where a state lives: estimators by sample over the mesh, all else on every device.
+
+    Given to everything that makes a state, so that no dispatch compiles twice.
+    """
+    everywhere, by_sample = NamedSharding(mesh, P()), NamedSharding(mesh, P(devices.PAIR_AXIS))
+    return TrainState(everywhere, everywhere, by_sample, everywhere, everywhere)
+
+
+def build_chunk(step, length: int, mesh: Mesh):
     """Compiles ``length`` outer steps into one dispatch; the state is donated.
 
     Returns ``state -> (state, metrics)`` with metrics of shape (length,).
     """
-    return jax.jit(lambda state: jax.lax.scan(lambda s, _: step(s), state, length=length), donate_argnums=0)
+    placed = shardings(mesh)
+    return jax.jit(
+        lambda state: jax.lax.scan(lambda s, _: step(s), state, length=length),
+        in_shardings=(placed,),
+        out_shardings=(placed, NamedSharding(mesh, P())),
+        donate_argnums=0,
+    )

@@ -43,8 +43,8 @@ def compile_recipe(recipe: Recipe) -> Program:
         k_theta, k_run = jax.random.split(jax.random.key(recipe.seed))
         return outer.init(optimizer.init(k_theta), estimators, tx, k_run)
 
-    chunk = outer.build_chunk(outer.build_step(estimators, tx), recipe.steps_per_dispatch)
-    return Program(jax.jit(init), chunk, 2 * recipe.num_pairs * recipe.window * len(problems))
+    chunk = outer.build_chunk(outer.build_step(estimators, tx), recipe.steps_per_dispatch, mesh)
+    return Program(jax.jit(init, out_shardings=outer.shardings(mesh)), chunk, 2 * recipe.num_pairs * recipe.window * len(problems))
 
 
 def start(recipe: Recipe, run_dir: Path) -> Path:
@@ -58,7 +58,7 @@ def start(recipe: Recipe, run_dir: Path) -> Path:
         raise UserError(f"run directory {run_dir} is not empty: {remedy}")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2) + "\n")
+        (run_dir / "config.json").write_text(json.dumps(recipe_json(recipe), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to run directory {run_dir}: {error.strerror}") from error
     return _train(recipe, run_dir)
@@ -93,6 +93,11 @@ def read_recipe(run_dir: Path) -> Recipe:
         return recipes.from_json(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged: {error}") from error
+
+
+def recipe_json(recipe: Recipe) -> dict:
+    """What ``config.json`` holds."""
+    return dataclasses.asdict(recipe)
 
 
 def read_theta(run_dir: Path, step: int | None = None) -> tuple[Theta, int]:

@@ -1,0 +1,12 @@
+"""metaopt: meta-learned optimization in JAX.
+
+tx = metaopt.load("small-fc-images", num_steps=10_000)
+updates, state = tx.update(grads, state, params, value=loss)
+"""
+
+from metaopt.checkpoint import list_pretrained, load, save
+from metaopt.errors import UserError
+from metaopt.optimizers import FAMILIES, build
+
+__version__ = "0.1.0"
+__all__ = ["FAMILIES", "UserError", "build", "list_pretrained", "load", "save"]

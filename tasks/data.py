@@ -173,6 +173,6 @@ def resize(images: np.ndarray, side: int) -> np.ndarray:
     edges = np.linspace(0, source, side + 1)
     pixel = np.arange(source)
     overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
-    weights = np.clip(overlap, 0, None) * side / source  # (side, source), rows sum to 1
+    weights = np.clip(overlap, 0, None).astype(np.float32) * side / source  # (side, source), rows sum to 1
     small = np.einsum("as,nst,bt->nab", weights, images.astype(np.float32), weights, optimize=True)
     return np.clip(np.rint(small), 0, 255).astype(np.uint8)

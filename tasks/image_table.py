@@ -56,6 +56,11 @@ def build(names: tuple[str, ...], side: int) -> ImageTable:
       UserError: if a set is unknown or missing.
     """
     sets = [data.load(name) for name in names]
+    with jax.ensure_compile_time_eval():  # the first use may be inside a traced function
+        return _assemble(sets, side)
+
+
+def _assemble(sets: list[data.Dataset], side: int) -> ImageTable:
     images = [data.resize(s.images, side).reshape(len(s.images), -1) for s in sets]
     first_rows = np.cumsum([0, *map(len, images)])[:-1]
     train = [pixels[: s.bounds[1]].astype(np.float32) for s, pixels in zip(sets, images, strict=True)]

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from meta_train.devices import PAIR_AXIS
 from metaopt.core import Episode, Estimator, InnerProblem, Theta
 from metaopt.errors import UserError
 
-PAIR_AXIS = "pair"  # name of the mesh axis that pairs are spread over
 # Both members share all of an episode but ``inner``, which has a leading axis of 2.
 MEMBERS = Episode(key=None, step=None, horizon=None, problem=None, inner=0)
 

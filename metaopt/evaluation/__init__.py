@@ -1,0 +1,1 @@
+"""Any Optax optimizer on any task, against tuned baselines, with intervals."""

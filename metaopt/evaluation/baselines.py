@@ -1,0 +1,37 @@
+"""Hand-written optimizers to compare with, each with one thing to tune: its rate."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """An optimizer with a grid of learning rates.
+
+    Attributes:
+      make: ``(rate, num_steps) -> optimizer``.
+      rates: tried on the tuning seeds, half a decade apart.
+    """
+
+    make: Callable[[jax.Array, int], optax.GradientTransformation]
+    rates: tuple[float, ...]
+
+
+def half_decades(lowest: int, highest: int) -> tuple[float, ...]:
+    """10^lowest, 10^(lowest + 1/2), ..., 10^highest."""
+    return tuple(float(f"{10 ** (i / 2):.3g}") for i in range(2 * lowest, 2 * highest + 1))
+
+
+def _cosine(rate, num_steps):
+    return optax.warmup_cosine_decay_schedule(0.0, rate, num_steps // 20, num_steps)
+
+
+BASELINES = {
+    "adamw": Baseline(lambda rate, n: optax.adamw(rate), half_decades(-4, 0)),
+    "adamw-cosine": Baseline(lambda rate, n: optax.adamw(_cosine(rate, n)), half_decades(-4, 0)),
+    "lion": Baseline(lambda rate, n: optax.lion(rate), half_decades(-5, -1)),
+    "sgdm": Baseline(lambda rate, n: optax.sgd(rate, momentum=0.9), half_decades(-3, 1)),
+}

@@ -1,0 +1,140 @@
+"""A comparison on one page: results.jsonl in, report.html and a text table out."""
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metaopt.errors import UserError
+from metaopt.evaluation import plots, statistics, summary
+from metaopt.evaluation.compare import Row
+
+RESULTS, REPORT = "results.jsonl", "report.html"
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .3em .7em; text-align: right; border-bottom: 1px solid #ddd }
+td:first-child, th:first-child { text-align: left } .good { background: #d9f0d9 } .bad { background: #f8dcdc }
+.claim { border-left: 4px solid #4477aa; background: #eef3f8; padding: .6em 1em } small { color: #666 } svg { max-width: 100%; height: auto }
+"""
+
+
+def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
+    """The header and the rows of ``results.jsonl``. Raises UserError if it is missing or damaged."""
+    path = folder / RESULTS
+    if not path.is_file():
+        raise UserError(f"{folder} holds no results: {RESULTS} is missing")
+    try:
+        header, *rows = [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return header, rows
+
+
+def write(folder: Path) -> Path:
+    """Draws ``report.html`` from ``results.jsonl`` and returns its path."""
+    header, rows = read(folder)
+    cells = summary.summarise(rows, header["reference"], header["num_steps"])
+    groups = summary.group(rows)
+    body = [f"<h1>{html.escape(header['title'])}</h1>", _claim(header, cells)]
+    body += [_table(header, cells), _failures(rows)]
+    for problem, optimizers in groups.items():
+        body.append(f"<h2>{html.escape(_label(problem))}</h2>")
+        body.append(plots.loss_curves(_label(problem), optimizers, header["num_steps"]))
+    body.append(f"<h2>Settings</h2><pre>{html.escape(json.dumps(header, indent=2))}</pre>")
+    page = "<!doctype html><html lang='en'><meta charset='utf-8'>"
+    page += f"<title>{html.escape(header['title'])}</title><style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
+    path = folder / REPORT
+    path.write_text(page)
+    return path
+
+
+def text_table(folder: Path) -> str:
+    """The comparison as aligned text: final validation loss, and steps against the reference."""
+    header, rows = read(folder)
+    cells = summary.summarise(rows, header["reference"], header["num_steps"])
+    names = list(next(iter(cells.values())))
+    lines = [["task", *[f"{n} valid" for n in names], *[f"{n} steps" for n in names], "failed", "new in"]]
+    for problem, optimizers in cells.items():
+        lines.append(
+            [
+                _label(problem),
+                *[_number(optimizers[n].valid[0]) for n in names],
+                *[_steps(optimizers[n].ratios[1.0]) for n in names],
+                ",".join(f"{n} {c.diverged}" for n, c in optimizers.items() if c.diverged) or "-",
+                "+".join(header["novelty"].get(problem[0], [])) or "-",
+            ]
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    table = "\n".join("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    note = (
+        f"valid: median final validation loss of {header['seeds']} fresh seeds. steps: steps to the final loss of "
+        f"{header['reference']}, over the {header['num_steps']} it took; lower is faster, miss is never."
+    )
+    return f"{table}\n{note}"
+
+
+def _claim(header: dict[str, Any], cells) -> str:
+    parts = []
+    for name in header["learned"]:
+        claims = summary.claims(cells, name, header["reference"])
+        for fraction in summary.FRACTIONS:
+            ratio = claims[f"steps_ratio_{fraction:.0%}"]
+            low, high = ratio["interval"]
+            parts.append(
+                f"<p><b>{html.escape(name)}</b> reaches the loss that tuned {html.escape(header['reference'])} has after "
+                f"{fraction:.0%} of {header['num_steps']} steps in <b>{_number(ratio['median'])}</b> of its steps "
+                f"(median of {claims['num_problems']} problems; 95 % interval for problems like these "
+                f"{_number(low)} to {_number(high)}; a miss is infinite).</p>"
+            )
+        parts.append(
+            f"<p>Final validation loss not worse on {claims['final_valid_not_worse']} problems; "
+            f"failed runs: {claims['diverged']}.</p>"
+        )
+    return f"<div class='claim'>{''.join(parts)}</div>"
+
+
+def _table(header: dict[str, Any], cells) -> str:
+    names = list(next(iter(cells.values())))
+    out = ["<h2>Final validation loss and steps to the reference's final loss</h2><table><tr><th>problem</th><th>new in</th>"]
+    out += [f"<th>{html.escape(n)}</th>" for n in names]
+    out.append("</tr>")
+    for problem, optimizers in cells.items():
+        novelty = "+".join(header["novelty"].get(problem[0], [])) or "-"
+        out.append(f"<tr><td>{html.escape(_label(problem))}</td><td>{novelty}</td>")
+        best = optimizers[header["reference"]].valid[0]
+        for name in names:
+            c = optimizers[name]
+            shade = "" if name == header["reference"] else "good" if c.valid[0] <= best else "bad"
+            edge = " (edge of the grid)" if c.rate_at_edge else ""
+            rate = f"<br><small>rate {c.rate:g}{edge}</small>" if c.rate else ""
+            failed = f"<br><small>{c.diverged} of {c.num_seeds} failed</small>" if c.diverged else ""
+            low, high = statistics.bootstrap(c.ratios[1.0])
+            out.append(
+                f"<td class='{shade}'>{_number(c.valid[0])} <small>[{_number(c.valid[1])}, {_number(c.valid[2])}]</small>"
+                f"<br><small>train {_number(c.train[0])}</small><br>{_steps(c.ratios[1.0])} of the steps "
+                f"<small>[{_number(low)}, {_number(high)}]</small>{rate}{failed}</td>"
+            )
+        out.append("</tr>")
+    out.append("</table><p><small>Medians over fresh seeds with 95 % bootstrap intervals. Green: final validation loss not worse than the reference's.</small></p>")
+    return "".join(out)
+
+
+def _failures(rows: list[Row]) -> str:
+    failed = [r for r in rows if r["phase"] == "report" and r["diverged"]]
+    items = "".join(f"<li>{html.escape(_label((r['task'], r['draw'])))}: {html.escape(r['optimizer'])}, seed {r['seed']}</li>" for r in failed)
+    return f"<h2>Failed runs</h2><ul>{items}</ul>" if failed else "<h2>Failed runs</h2><p>None.</p>"
+
+
+def _label(problem: summary.Problem) -> str:
+    return f"{problem[0]} #{problem[1]}" if problem[1] else problem[0]
+
+
+def _steps(ratios: np.ndarray) -> str:
+    return _number(float(statistics.median(ratios)))
+
+
+def _number(value: float | None) -> str:
+    return "miss" if value is None or not np.isfinite(value) else f"{value:.3g}"

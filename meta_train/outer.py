@@ -45,9 +45,7 @@ def optimizer(config: Config) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(
         0.0 if config.warmup else config.learning_rate, config.learning_rate, config.warmup, config.outer_steps
     )
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay)
-    )
+    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay))
 
 
 def init(theta: Theta, estimators: Sequence[Estimator], tx: optax.GradientTransformation, key: Key) -> TrainState:
@@ -84,9 +82,7 @@ def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation
         safe = jax.tree.map(lambda g: jnp.where(accept, g, 0.0), grad)
         updates, opt_state = tx.update(safe, state.opt_state, state.theta)
         moved = (optax.apply_updates(state.theta, updates), opt_state)
-        theta, opt_state = jax.tree.map(
-            lambda n, o: jnp.where(accept, n, o), moved, (state.theta, state.opt_state)
-        )
+        theta, opt_state = jax.tree.map(lambda n, o: jnp.where(accept, n, o), moved, (state.theta, state.opt_state))
         losses = jnp.stack([metrics[f"problem_{i}/meta_loss"] for i in range(len(estimators))])
         metrics |= {
             "meta_loss": jnp.sum(weights * losses),

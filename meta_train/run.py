@@ -44,7 +44,9 @@ def compile_recipe(recipe: Recipe) -> Program:
         return outer.init(optimizer.init(k_theta), estimators, tx, k_run)
 
     chunk = outer.build_chunk(outer.build_step(estimators, tx), recipe.steps_per_dispatch, mesh)
-    return Program(jax.jit(init, out_shardings=outer.shardings(mesh)), chunk, 2 * recipe.num_pairs * recipe.window * len(problems))
+    return Program(
+        jax.jit(init, out_shardings=outer.shardings(mesh)), chunk, 2 * recipe.num_pairs * recipe.window * len(problems)
+    )
 
 
 def start(recipe: Recipe, run_dir: Path) -> Path:

@@ -84,7 +84,9 @@ def _fashion_hub():
         import datasets  # the Hugging Face package, not one of ours
     except ImportError:
         return None
-    parts = [datasets.load_dataset("zalando-datasets/fashion_mnist", split=s).with_format("numpy") for s in ("train", "test")]
+    parts = [
+        datasets.load_dataset("zalando-datasets/fashion_mnist", split=s).with_format("numpy") for s in ("train", "test")
+    ]
     return (
         np.concatenate([np.stack(p["image"]) for p in parts]),
         np.concatenate([np.asarray(p["label"]) for p in parts]),

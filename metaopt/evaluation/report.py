@@ -98,7 +98,9 @@ def _claim(header: dict[str, Any], cells) -> str:
 
 def _table(header: dict[str, Any], cells) -> str:
     names = list(next(iter(cells.values())))
-    out = ["<h2>Final validation loss and steps to the reference's final loss</h2><table><tr><th>problem</th><th>new in</th>"]
+    out = [
+        "<h2>Final validation loss and steps to the reference's final loss</h2><table><tr><th>problem</th><th>new in</th>"
+    ]
     out += [f"<th>{html.escape(n)}</th>" for n in names]
     out.append("</tr>")
     for problem, optimizers in cells.items():
@@ -118,13 +120,18 @@ def _table(header: dict[str, Any], cells) -> str:
                 f"<small>[{_number(low)}, {_number(high)}]</small>{rate}{failed}</td>"
             )
         out.append("</tr>")
-    out.append("</table><p><small>Medians over fresh seeds with 95 % bootstrap intervals. Green: final validation loss not worse than the reference's.</small></p>")
+    out.append(
+        "</table><p><small>Medians over fresh seeds with 95 % bootstrap intervals. Green: final validation loss not worse than the reference's.</small></p>"
+    )
     return "".join(out)
 
 
 def _failures(rows: list[Row]) -> str:
     failed = [r for r in rows if r["phase"] == "report" and r["diverged"]]
-    items = "".join(f"<li>{html.escape(_label((r['task'], r['draw'])))}: {html.escape(r['optimizer'])}, seed {r['seed']}</li>" for r in failed)
+    items = "".join(
+        f"<li>{html.escape(_label((r['task'], r['draw'])))}: {html.escape(r['optimizer'])}, seed {r['seed']}</li>"
+        for r in failed
+    )
     return f"<h2>Failed runs</h2><ul>{items}</ul>" if failed else "<h2>Failed runs</h2><p>None.</p>"
 
 

@@ -18,12 +18,18 @@ import jax.numpy as jnp
 from metaopt.core import Key, Theta
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)
+FRACTIONS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
 UNROLL_UP_TO = 8  # hidden units; wider layers are matrix products
 
 
 def time_features(step: jax.Array) -> jax.Array:
     """``tanh(step / tau - 1)`` for eleven time scales tau; (11,) float32."""
     return jnp.tanh(step.astype(jnp.float32) / jnp.array(TIME_SCALES, jnp.float32) - 1.0)
+
+
+def fraction_features(step: jax.Array, num_steps: jax.Array | int) -> jax.Array:
+    """``tanh(10 (step / num_steps - s))`` for nine fractions s; (9,) float32."""
+    return jnp.tanh(10.0 * (step / jnp.asarray(num_steps, jnp.float32) - jnp.array(FRACTIONS, jnp.float32)))
 
 
 def normalisers(channels: Sequence[jax.Array]) -> jax.Array:
@@ -85,7 +91,12 @@ def _weighted_sum(arrays: Sequence[jax.Array], weights: jax.Array, bias: jax.Arr
 
 
 def learned_step(
-    weights: Theta, channels: Sequence[jax.Array], time: jax.Array, shape, step_multiplier: float, exp_multiplier: float
+    weights: Theta,
+    channels: Sequence[jax.Array],
+    time: jax.Array,
+    shape,
+    step_multiplier: jax.Array | float,
+    exp_multiplier: float,
 ) -> jax.Array:
     """The update of one tensor by a per-parameter network with two outputs.
 

@@ -7,7 +7,6 @@ network, with Optax doing the update.
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 import optax
 

@@ -70,9 +70,7 @@ def check_same_tree(grads: Any, params: Any) -> None:
         if path not in theirs:
             raise ValueError(f"grads and params differ: grads{path} has no parameter")
         if ours[path] != theirs[path]:
-            raise ValueError(
-                f"grads and params differ at {path or 'the root'}: shapes {ours[path]} and {theirs[path]}"
-            )
+            raise ValueError(f"grads and params differ at {path or 'the root'}: shapes {ours[path]} and {theirs[path]}")
     if jax.tree.structure(grads) != jax.tree.structure(params):
         raise ValueError(
             "grads and params hold the same leaves in different containers: "

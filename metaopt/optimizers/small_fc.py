@@ -19,6 +19,7 @@ MOMENTUM_DECAYS = (0.9, 0.99, 0.999)
 RMS_DECAYS = (0.999,)
 FACTORED_DECAYS = (0.9, 0.99, 0.999)
 NUM_CHANNELS = 28
+SMALLEST_RMS = 0.03  # relative steps treat smaller tensors, e.g. zero biases, as this large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Config:
     hidden: int = 4  # units in each of the two hidden layers
     step_multiplier: float = 1e-3  # scales the whole update
     exp_multiplier: float = 1e-3  # range of the learned log step size
+    # Two departures from the published optimizer, off by default:
+    schedule: bool = False  # learn a step size over time; needs num_steps
+    relative: bool = False  # steps in units of the root mean square of each tensor
 
     def __post_init__(self):
         if self.hidden < 1:
@@ -84,21 +88,30 @@ def build(config: Config = Config()) -> LearnedOptimizer:
         (d, a) = network(f, e),   p <- p - step_multiplier * d * exp(exp_multiplier * a)
 
     Meta-parameters: the network and the decays of the accumulators. Memory: four
-    float32 copies of the parameters, plus rows and columns. It reads neither
-    ``value`` nor ``num_steps``.
+    float32 copies of the parameters, plus rows and columns. It does not read
+    ``value``. With ``relative`` the step is multiplied by max(rms(p), 0.03) of its
+    tensor; with ``schedule`` by exp(s . (e, u)), s learned and u nine features of the
+    fraction of ``num_steps`` that is done.
+
+    Raises:
+      ValueError: from ``bind``, with ``schedule`` and without ``num_steps``.
     """
 
     def init(key: Key) -> Theta:
         sizes = (NUM_CHANNELS + len(features.TIME_SCALES), config.hidden, config.hidden, 2)
-        return {
+        theta = {
             "momentum_decays": jnp.zeros(len(MOMENTUM_DECAYS)),
             "rms_decays": jnp.zeros(len(RMS_DECAYS)),
             "factored_decays": jnp.zeros(len(FACTORED_DECAYS)),
             "network": features.init_network(key, sizes),
         }
+        if config.schedule:
+            theta["schedule"] = jnp.zeros(len(features.TIME_SCALES) + len(features.FRACTIONS))
+        return theta
 
     def bind(theta: Theta, num_steps=None):
-        del num_steps
+        if config.schedule and num_steps is None:
+            raise ValueError("this small_fc has a learned schedule and needs the length of training: pass num_steps=")
         b_momentum = decays(MOMENTUM_DECAYS, theta["momentum_decays"])
         b_rms = jnp.clip(decays(RMS_DECAYS, theta["rms_decays"]), 0.0, 1.0)
         b_factored = decays(FACTORED_DECAYS, theta["factored_decays"])
@@ -123,17 +136,18 @@ def build(config: Config = Config()) -> LearnedOptimizer:
                 for b, old in zip(b_factored, state.factored, strict=True)
             )
             time = features.time_features(state.step)
+            scale = config.step_multiplier
+            if config.schedule:
+                moment = jnp.concatenate([time, features.fraction_features(state.step, num_steps)])
+                scale = scale * jnp.exp(theta["schedule"] @ moment)
 
             def leaf(p, g, *accumulators):
                 num_m, num_r = len(momentum), len(rms)
                 m, r, f = accumulators[:num_m], accumulators[num_m : num_m + num_r], accumulators[num_m + num_r :]
+                unit = jnp.maximum(jnp.sqrt(jnp.mean(p * p)), SMALLEST_RMS) if config.relative else 1.0
+                inputs = channels(p, g, m, r, f)
                 return features.learned_step(
-                    theta["network"],
-                    channels(p, g, m, r, f),
-                    time,
-                    p.shape,
-                    config.step_multiplier,
-                    config.exp_multiplier,
+                    theta["network"], inputs, time, p.shape, scale * unit, config.exp_multiplier
                 )
 
             updates = jax.tree.map(leaf, params, grads, *momentum, *rms, *factored)

@@ -38,9 +38,7 @@ def replay_mlp(path) -> list[tuple[str, float]]:
         f"{kind}{i}": jnp.asarray(data[f"default/theta/mlp/~/linear_{i}|{kind}"]) for i in range(3) for kind in "wb"
     }
     optimizer = optimizers.build("mlp")
-    return [
-        (f"default/{s}", replay_trajectory(data, "default", s, optimizer, {"network": layers})) for s in SCENARIOS
-    ]
+    return [(f"default/{s}", replay_trajectory(data, "default", s, optimizer, {"network": layers})) for s in SCENARIOS]
 
 
 def replay_small_fc(path) -> list[tuple[str, float]]:

@@ -1,0 +1,38 @@
+# make demo    meta-train for a minute, then compare the shipped optimizer with tuned baselines
+# make test    everything that must hold
+# make lint    ruff and pyright
+# make bench   throughput of meta-training and cost of an update
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+export JAX_PLATFORMS ?= cpu
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
+
+.PHONY: demo test lint bench wheel
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	rm -rf runs/demo
+	$(BIN)/metaopt train digits-quick --devices 2 --dir runs/demo
+	$(BIN)/metaopt evaluate small-fc-images --tasks mnist-8-mlp-32,digits-8-conv,quadratic-20 \
+	  --steps 500 --seeds 5 --out reports/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q $(PYTEST)
+
+lint: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.bench
+
+# A wheel, installed far from the tree, must find its own checkpoints.
+wheel: $(STAMP)
+	rm -rf dist .cache/wheel && $(BIN)/python -m build --wheel --quiet
+	$(BIN)/python -m venv --system-site-packages .cache/wheel
+	$(BIN)/python tests/check_wheel.py dist .cache/wheel

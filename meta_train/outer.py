@@ -33,11 +33,12 @@ class Config:
 class TrainState:
     """All that a run needs to go on."""
 
+    # Any, not Array, because the same container holds shardings.
     theta: Theta
     opt_state: Any  # of the outer optimizer
-    estimators: tuple[Any, ...]  # one state per inner problem
-    key: Key
-    step: jax.Array  # () int32, outer steps done
+    estimators: Any  # one state per inner problem
+    key: Any  # ()
+    step: Any  # () int32, outer steps done
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:

@@ -63,7 +63,8 @@ class Recipe:
                 f"{self.outer_steps}, {self.save_every} and {self.steps_per_dispatch}"
             )
         # Built here so that a bad setting is refused before anything is written.
-        self.learned_optimizer(), self.inner(), self.es(), self.outer()
+        for part in (self.learned_optimizer, self.inner, self.es, self.outer):
+            part()
 
     def learned_optimizer(self) -> LearnedOptimizer:
         return optimizers.build(self.optimizer, **self.settings)

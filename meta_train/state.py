@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import orbax.checkpoint as ocp
@@ -67,7 +67,7 @@ class StateStore:
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            return cast(TrainState, self._manager.restore(step, args=ocp.args.StandardRestore(abstract)))
         except Exception as error:
             raise UserError(f"cannot restore outer step {step} from {self._folder}: {_first_line(error)}") from error
 

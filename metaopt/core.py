@@ -71,9 +71,10 @@ class Episode(NamedTuple):
     for both and a field that depended on theta would fail at trace time.
     """
 
-    key: Key  # () the key of inner step t is fold_in(key, t)
-    step: jax.Array  # () int32, inner steps taken
-    horizon: jax.Array  # () int32, inner steps of the whole episode
+    # PyTree, not Array, because the same container holds axes for vmap.
+    key: PyTree  # () the key of inner step t is fold_in(key, t)
+    step: PyTree  # () int32, inner steps taken
+    horizon: PyTree  # () int32, inner steps of the whole episode
     problem: PyTree  # which problem is solved, independent of theta
     inner: PyTree  # parameters, optimizer state: what theta acts on
 

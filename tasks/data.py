@@ -9,6 +9,7 @@ records where it came from; a set is never replaced by another.
 import dataclasses
 import functools
 import gzip
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -65,8 +66,8 @@ def _idx(path: Path) -> np.ndarray:
 def _digits():
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
-    return (bunch.images * (255 / 16)).astype(np.uint8), bunch.target, 0
+    pixels, labels = load_digits(return_X_y=True)  # 0 to 16
+    return (np.reshape(pixels, (-1, 8, 8)) * (255 / 16)).astype(np.uint8), np.asarray(labels), 0
 
 
 def _fashion_debian():
@@ -81,12 +82,11 @@ def _fashion_hub():
     if os.environ.get("METAOPT_OFFLINE"):
         return None
     try:
-        import datasets  # the Hugging Face package, not one of ours
+        hub = importlib.import_module("datasets")  # the Hugging Face package, where it is installed
     except ImportError:
         return None
-    parts = [
-        datasets.load_dataset("zalando-datasets/fashion_mnist", split=s).with_format("numpy") for s in ("train", "test")
-    ]
+    load = functools.partial(hub.load_dataset, "zalando-datasets/fashion_mnist")
+    parts = [load(split=split).with_format("numpy") for split in ("train", "test")]
     return (
         np.concatenate([np.stack(p["image"]) for p in parts]),
         np.concatenate([np.asarray(p["label"]) for p in parts]),

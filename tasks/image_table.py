@@ -29,12 +29,12 @@ class ImageTable(NamedTuple):
     mean: jax.Array  # (num_sets,) of the training pixels
     std: jax.Array  # (num_sets,)
 
-    def batch(self, dataset: jax.Array, split: str, key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
+    def batch(self, dataset: jax.Array | int, split: str, key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
         """Draws (num, pixels) float32 standardised inputs and (num,) labels."""
         s = data.SPLITS.index(split)
         return self._rows(dataset, self.starts[dataset, s] + jax.random.randint(key, (num,), 0, self.sizes[dataset, s]))
 
-    def spread(self, dataset: jax.Array, split: str, num: int) -> tuple[jax.Array, jax.Array]:
+    def spread(self, dataset: jax.Array | int, split: str, num: int) -> tuple[jax.Array, jax.Array]:
         """The same ``num`` examples at every call, evenly spaced over the split.
 
         A split with fewer examples gives each one about equally often.

@@ -17,7 +17,7 @@ def images_small() -> tuple[Task, ...]:
     sampled = functools.partial(ImageMLP, activations=ACTIVATIONS, init_spread=2.0, input_spread=2.0)
     return (
         Reparametrised(
-            sampled(("digits", "fashion"), side=8, width=32, depth=2, min_width=8, min_depth=1, name="images-8"), 10.0
+            sampled(("digits", "fashion"), side=8, width=32, depth=3, min_width=8, min_depth=1, name="images-8"), 10.0
         ),
         Reparametrised(
             sampled(("fashion",), side=14, width=32, depth=2, min_width=16, min_depth=1, name="images-14"), 10.0

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from meta_train.devices import PAIR_AXIS
-from metaopt.core import Episode, Estimator, InnerProblem, Theta
+from metaopt.core import Episode, Estimator, InnerProblem, PyTree, Theta
 from metaopt.errors import UserError
 
 # Both members share all of an episode but ``inner``, which has a leading axis of 2.
@@ -48,8 +48,8 @@ class Pairs(NamedTuple):
     key: jax.Array  # of each pair: its numbers do not depend on the device it is on
     draw: jax.Array  # int32, perturbations drawn so far
     accumulated: Theta  # sum of the perturbations of this episode; () if not needed
-    done: jax.Array  # bool, the next window starts a new episode
-    episode: Episode  # inner has axes (num_pairs, 2); () if nothing is kept
+    done: PyTree  # bool, the next window starts a new episode
+    episode: PyTree  # an Episode; inner has axes (num_pairs, 2); () if nothing is kept
 
 
 def pes(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:

@@ -10,7 +10,7 @@ from meta_train.inner.horizon import LogUniform
 from metaopt.core import Episode, InnerProblem, LearnedOptimizer, Task
 from metaopt.errors import UserError
 
-LOG_FLOOR = 1e-3  # relative losses below this count as equal
+LOG_FLOOR = 1e-2  # relative losses below this count as equal: noise of a batch near zero
 WORST = 2.0  # relative losses above this, or not finite, count as this
 
 
@@ -34,7 +34,7 @@ def build(optimizer: LearnedOptimizer, task: Task, config: Config) -> InnerProbl
     The recorded loss of a step is, relative to the loss r0 of the initial parameters
     (theta does not reach it, so dividing changes no sign and makes tasks comparable),
 
-        r = loss / r0,  at most 2;    log(r + 0.001) or r
+        r = loss / r0,  at most 2;    log(r + 0.01) or r
 
     Returns:
       An ``InnerProblem`` whose ``problem`` is (task_params, r0) and whose ``inner``

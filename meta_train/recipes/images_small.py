@@ -4,12 +4,12 @@ from meta_train.recipe import Recipe
 
 recipe = Recipe(
     suite="images-small",
-    settings={"hidden": 8, "step_multiplier": 0.01},
-    shortest=100,
-    longest=2000,
-    estimator="es_single",
+    settings={"hidden": 8, "step_multiplier": 0.03, "schedule": True, "relative": True},
+    shortest=200,
+    longest=3000,
     num_pairs=16,
-    outer_steps=2000,
-    learning_rate=3e-3,
+    outer_steps=3500,
+    learning_rate=5e-3,
     warmup=100,
+    save_every=50,
 )

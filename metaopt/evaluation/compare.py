@@ -28,7 +28,7 @@ class Settings:
     draws: int = 1  # problems drawn from each task, the same for everybody
 
     def __post_init__(self):
-        if min(dataclasses.astuple(self)) < 1:
+        if min(dataclasses.asdict(self).values()) < 1:
             raise UserError(f"every number of an evaluation must be at least 1, got {self}")
         if self.num_steps % self.every:
             raise UserError(f"steps must be a multiple of {self.every}, got {self.num_steps}")
@@ -70,14 +70,15 @@ def compare(task: Task, entrants: Sequence[Entrant], settings: Settings) -> Iter
         for draw in range(settings.draws):
             problem_key = jax.random.fold_in(jax.random.key(3), draw)
             common = {"task": task.name, "draw": draw, "optimizer": entrant.name}
-            rate = entrant.rates[0]
-            if len(entrant.rates) > 1:
-                curves = jax.device_get(run(jnp.array(entrant.rates), problem_key, tuning_keys))
-                yield from _tuning_rows(common, entrant.rates, curves)
+            rates = entrant.rates
+            rate = rates[0]
+            if len(rates) > 1:
+                curves = jax.device_get(run(jnp.array(rates), problem_key, tuning_keys))
+                yield from _tuning_rows(common, rates, curves)
                 final = np.where(np.isfinite(curves.valid[..., -1]), curves.valid[..., -1], np.inf)
-                rate = entrant.rates[int(np.argmin(statistics.median(final)))]
+                rate = rates[int(np.argmin(statistics.median(final)))]
             curves = jax.device_get(run(jnp.array([rate]), problem_key, report_keys))
-            yield from _report_rows(common, rate, entrant.rates, curves)
+            yield from _report_rows(common, rate, rates, curves)
 
 
 def _tuning_rows(common: Row, rates, curves: Curves) -> Iterator[Row]:

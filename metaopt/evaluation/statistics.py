@@ -12,12 +12,11 @@ def median(values: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.quantile(values, 0.5, axis=axis, method="lower")
 
 
-def bootstrap(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+def bootstrap(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Percentile-bootstrap interval of the median of independent runs.
 
     Ten runs or more are needed for a coverage near the nominal one.
     """
-    values = np.asarray(values, float)
     draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     return _interval(median(values[draws]), level)
 

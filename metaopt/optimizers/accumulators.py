@@ -32,7 +32,7 @@ def factored_axes(shape: tuple[int, ...]) -> tuple[int, int]:
     return order[-2], order[-1]
 
 
-def ema(decay: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+def ema(decay: jax.Array | float, old: jax.Array, new: jax.Array) -> jax.Array:
     """``decay * old + (1 - decay) * new``"""
     return decay * old + (1 - decay) * new
 

@@ -42,15 +42,15 @@ def transformation(
     def init_fn(params):
         return init(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
 
-    def update_fn(grads, state, params=None, *, value=None, **extra_args):
+    def update_fn(updates, state, params=None, *, value=None, **extra_args):
         del extra_args
         if params is None:
             raise ValueError(f"{name} needs the parameters: call update(grads, state, params)")
         if needs_value and value is None:
             raise ValueError(f"{name} needs the current loss: call update(grads, state, params, value=loss)")
-        check_same_tree(grads, params)
+        check_same_tree(updates, params)
         value = None if value is None else jnp.asarray(value, jnp.float32)
-        updates, state = update(_float32(grads), state, _float32(params), value)
+        updates, state = update(_float32(updates), state, _float32(params), value)
         return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -137,7 +137,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
             )
             time = features.time_features(state.step)
             scale = config.step_multiplier
-            if config.schedule:
+            if num_steps is not None and config.schedule:
                 moment = jnp.concatenate([time, features.fraction_features(state.step, num_steps)])
                 scale = scale * jnp.exp(theta["schedule"] @ moment)
 

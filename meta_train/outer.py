@@ -77,7 +77,7 @@ def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation
         usable = jnp.stack([metrics[f"problem_{i}/num_valid"] > 0 for i in range(len(estimators))])
         weights = usable / jnp.maximum(jnp.sum(usable), 1)
         grad = jax.tree.map(lambda *gs: sum(w * g for w, g in zip(weights, gs, strict=True)), *grads)
-        norm = optax.global_norm(grad)
+        norm = optax.tree.norm(grad)
         accept = jnp.any(usable) & jnp.isfinite(norm)
         # A zero in place of a gradient that is not finite keeps NaN out of the select.
         safe = jax.tree.map(lambda g: jnp.where(accept, g, 0.0), grad)
@@ -88,7 +88,7 @@ def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation
         metrics |= {
             "meta_loss": jnp.sum(weights * losses),
             "grad_norm": norm,
-            "theta_norm": optax.global_norm(theta),
+            "theta_norm": optax.tree.norm(theta),
             "skipped": 1.0 - accept,
         }
         return TrainState(theta, opt_state, tuple(states), state.key, state.step + 1), metrics

@@ -26,7 +26,8 @@ def half_decades(lowest: int, highest: int) -> tuple[float, ...]:
 
 
 def _cosine(rate, num_steps):
-    return optax.warmup_cosine_decay_schedule(0.0, rate, num_steps // 20, num_steps)
+    shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, num_steps // 20, num_steps)
+    return lambda step: rate * shape(step)  # Optax branches on the rate, which is traced here
 
 
 BASELINES = {

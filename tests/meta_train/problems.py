@@ -1,0 +1,38 @@
+"""Inner problems with known answers."""
+
+import jax
+import jax.numpy as jnp
+
+from metaopt.core import Episode, InnerProblem
+
+HESSIAN = jnp.array([[1.0, 0.3], [0.3, 0.5]])
+INPUT = jnp.array([[1.0, -0.5], [0.2, 0.8]])
+GOAL = jnp.array([1.0, -1.0])
+RATE = 0.3
+
+
+def linear_system(horizon: int) -> InnerProblem:
+    """x <- x - rate (H x - B theta), loss 0.5 |x - goal|^2 after the step.
+
+    The meta-loss is quadratic in theta, so every unbiased estimator has the true
+    gradient as its mean, whatever sigma.
+    """
+
+    def reset(theta, key):
+        del theta
+        return Episode(key, jnp.int32(0), jnp.int32(horizon), (), jnp.ones(2))
+
+    def step(theta, episode):
+        x = episode.inner
+        x = x - RATE * (HESSIAN @ x - INPUT @ theta)
+        return episode._replace(step=episode.step + 1, inner=x), 0.5 * jnp.sum((x - GOAL) ** 2)
+
+    return InnerProblem(reset, step)
+
+
+def mean_loss(theta, horizon: int) -> jax.Array:
+    """Mean loss of one episode, for ``jax.grad``."""
+    problem = linear_system(horizon)
+    episode = problem.reset(theta, jax.random.key(0))
+    _, losses = jax.lax.scan(lambda e, _: problem.step(theta, e), episode, length=horizon)
+    return jnp.mean(losses)

@@ -1,0 +1,29 @@
+"""The door all families go through."""
+
+import jax.numpy as jnp
+import pytest
+
+from metaopt.optimizers import rule
+
+
+def loss_reader(needs_value):
+    return rule.transformation(
+        lambda params: (), lambda g, s, p, value: ({"x": g["x"] * value}, s), name="reader", needs_value=needs_value
+    )
+
+
+def test_a_missing_value_is_named_with_the_call():
+    tx, tree = loss_reader(True), {"x": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"reader needs the current loss: call update\(.*value=loss\)"):
+        tx.update(tree, tx.init(tree), tree)
+
+
+def test_value_arrives_and_unknown_extra_arguments_are_ignored():
+    tx, tree = loss_reader(True), {"x": jnp.full(2, 3.0)}
+    updates, _ = tx.update(tree, tx.init(tree), tree, value=2, somebody_elses=1)
+    assert updates["x"].tolist() == [6.0, 6.0]
+
+
+def test_containers_that_differ_are_named():
+    with pytest.raises(ValueError, match="different containers"):
+        rule.check_same_tree([jnp.ones(2)], (jnp.ones(2),))

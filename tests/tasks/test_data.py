@@ -1,0 +1,94 @@
+"""Data sets: where they come from, how they are split, what is said when one is missing."""
+
+import jax
+import numpy as np
+import pytest
+
+from metaopt.errors import UserError
+from tasks import data, image_table, suites
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remembered():
+    data.load.cache_clear()
+    yield
+    data.load.cache_clear()
+
+
+def test_digits_are_always_there():
+    digits = data.load("digits")
+    assert digits.source == "scikit-learn" and digits.images.shape == (1797, 8, 8)
+    assert digits.images.dtype == np.uint8 and digits.images.max() == 255
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist5k"])
+def test_splits_are_disjoint_and_balanced(name):
+    found = data.load(name)
+    assert found.bounds[-1] == len(found.images)
+    for first, last in zip(found.bounds[:-1], found.bounds[1:], strict=True):
+        share = np.bincount(found.labels[first:last], minlength=10) / (last - first)
+        assert 0.05 < share.min() and share.max() < 0.16  # a tenth each, sorted or cyclic as the labels are
+    rows = found.images.reshape(len(found.images), -1)
+    train, test = rows[: found.bounds[1]], rows[found.bounds[2] :]
+    assert len({r.tobytes() for r in train} & {r.tobytes() for r in test}) <= 2  # no example twice but for twins
+
+
+def test_own_files_come_first(tmp_path, monkeypatch):
+    images = np.arange(20 * 4, dtype=np.uint8).reshape(20, 2, 2)
+    np.savez(tmp_path / "digits.npz", images=images, labels=np.arange(20) % 10, num_test=5)
+    monkeypatch.setenv("METAOPT_DATA_DIR", str(tmp_path))
+    found = data.load("digits")
+    assert found.source == "METAOPT_DATA_DIR" and found.bounds[2:] == (15, 20)
+    np.testing.assert_array_equal(found.images[15:], images[15:])
+
+
+def test_a_missing_set_says_what_to_install(monkeypatch):
+    missing = data.Entry((("nowhere", lambda: None),), "apt-get install dataset-fashion-mnist")
+    monkeypatch.setitem(data.DATASETS, "fashion", missing)
+    with pytest.raises(UserError, match="not on this machine: apt-get install dataset-fashion-mnist"):
+        data.load("fashion")
+
+
+def test_an_unknown_set_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'digits'"):
+        data.load("digit")
+
+
+def test_resizing_averages_areas():
+    images = np.arange(16, dtype=np.uint8).reshape(1, 4, 4) * 10
+    np.testing.assert_array_equal(data.resize(images, 2)[0], [[25, 45], [105, 125]])
+    third = data.resize(np.full((1, 7, 7), 90, np.uint8), 3)  # windows of 7/3 pixels
+    np.testing.assert_array_equal(third, np.full((1, 3, 3), 90))
+
+
+def test_a_batch_comes_from_its_split_and_set():
+    table = image_table.build(("digits", "mnist5k"), 8)
+    digits, mnist = data.load("digits"), data.load("mnist5k")
+    for index, found in enumerate((digits, mnist)):
+        inputs, labels = table.batch(index, "valid", jax.random.key(0), 256)
+        first, last = found.bounds[1:3]
+        allowed = (data.resize(found.images[first:last], 8).reshape(last - first, -1) - table.mean[index]) / table.std[
+            index
+        ]
+        pairs = {
+            (row.tobytes(), label)
+            for row, label in zip(np.asarray(allowed, np.float32).round(3), found.labels[first:last], strict=True)
+        }
+        drawn = np.asarray(inputs, np.float32).round(3)
+        assert sum((row.tobytes(), label) in pairs for row, label in zip(drawn, np.asarray(labels), strict=True)) >= 250
+        np.testing.assert_allclose(np.asarray(inputs).std(), 1.0, rtol=0.1)
+
+
+def test_suites_are_disjoint_by_code():
+    from metaopt.evaluation import heldout
+
+    trained_on = [task.traits() for task in suites.images_small()]
+    for task in suites.heldout_small():
+        assert heldout.novelty(task.traits(), trained_on), f"{task.name} is not held out"
+    for task in suites.images_small():
+        assert heldout.novelty(task.traits(), trained_on) == ()
+
+
+def test_an_unknown_suite_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'heldout-small'"):
+        suites.build("heldout-smal")

@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("settings", nargs="*", metavar="name=value", help="changes to the recipe")
     train.add_argument("--dir", type=Path, help="run directory (default: runs/RECIPE)")
     train.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR")
-    train.add_argument("--devices", type=int, help="CPU devices to make (default: one)")
+    train.add_argument("--devices", type=int, help="CPU devices to make (default: one per core, if the pairs divide)")
     train.set_defaults(run=run_train)
 
     export = commands.add_parser("export", help="turn a run into a checkpoint")
@@ -66,20 +66,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_train(arguments) -> None:
-    if arguments.devices:
-        import jax
-
-        jax.config.update("jax_num_cpu_devices", arguments.devices)
+    from meta_train import devices, run
     from meta_train import recipe as recipes
-    from meta_train import run
 
     chosen = recipes.override(recipes.find(arguments.recipe), arguments.settings) if arguments.recipe else None
+    recipe = run.read_recipe(arguments.resume) if arguments.resume else chosen
+    if recipe is None:
+        raise UserError(f"name a recipe ({', '.join(recipes.names())}) or a run with --resume DIR")
+    devices.make_cpu_devices(recipe.num_pairs, arguments.devices)
     if arguments.resume:
         run.resume(arguments.resume, chosen)
-    elif chosen is None:
-        raise UserError(f"name a recipe ({', '.join(recipes.names())}) or a run with --resume DIR")
     else:
-        run.start(chosen, arguments.dir or Path("runs") / arguments.recipe)
+        run.start(recipe, arguments.dir or Path("runs") / arguments.recipe)
 
 
 def run_export(arguments) -> None:

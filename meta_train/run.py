@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from meta_train import devices, outer
 from meta_train import recipe as recipes
@@ -32,9 +33,9 @@ class Program:
     inner_steps_per_outer_step: int
 
 
-def compile_recipe(recipe: Recipe) -> Program:
-    """Builds, for the devices at hand, what the recipe describes."""
-    optimizer, mesh = recipe.learned_optimizer(), devices.mesh()
+def compile_recipe(recipe: Recipe, mesh: Mesh) -> Program:
+    """Builds what the recipe describes, for the devices of ``mesh``."""
+    optimizer = recipe.learned_optimizer()
     problems = [supervised.build(optimizer, task, recipe.inner()) for task in suites.build(recipe.suite)]
     estimators = [ESTIMATORS[recipe.estimator](p, recipe.es(), mesh) for p in problems]
     tx = outer.optimizer(recipe.outer())
@@ -109,13 +110,14 @@ def read_theta(run_dir: Path, step: int | None = None) -> tuple[Theta, int]:
     step = store.latest() if step is None else step
     if step is None:
         raise UserError(f"{run_dir} has no saved state yet")
-    state = store.restore(step, compile_recipe(recipe).init())
+    # One device can hold what any number of them saved.
+    state = store.restore(step, compile_recipe(recipe, devices.mesh(1)).init())
     store.close()
     return state.theta, step
 
 
 def _train(recipe: Recipe, run_dir: Path) -> Path:
-    program = compile_recipe(recipe)
+    program = compile_recipe(recipe, devices.mesh())
     state, store = program.init(), StateStore(run_dir)
     if (saved := store.latest()) is not None:
         state = store.restore(saved, state)

@@ -55,10 +55,6 @@ class StateStore:
         """The newest complete outer step, or None."""
         return self._manager.latest_step()
 
-    def best(self) -> int | None:
-        """The saved step with the lowest meta-loss, or None."""
-        return self._manager.best_step() if self._manager.latest_step() is not None else None
-
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Restores a saved step into the structure, dtypes and shardings of ``like``.
 

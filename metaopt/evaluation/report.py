@@ -15,9 +15,12 @@ RESULTS, REPORT = "results.jsonl", "report.html"
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .3em .7em; text-align: right; border-bottom: 1px solid #ddd }
-td:first-child, th:first-child { text-align: left } .good { background: #d9f0d9 } .bad { background: #f8dcdc }
-.claim { border-left: 4px solid #4477aa; background: #eef3f8; padding: .6em 1em } small { color: #666 } svg { max-width: 100%; height: auto }
+table { border-collapse: collapse; margin: 1em 0 }
+td, th { padding: .3em .7em; text-align: right; border-bottom: 1px solid #ddd }
+td:first-child, th:first-child { text-align: left }
+.good { background: #d9f0d9 } .bad { background: #f8dcdc }
+.claim { border-left: 4px solid #4477aa; background: #eef3f8; padding: .6em 1em }
+small { color: #666 } svg { max-width: 100%; height: auto }
 """
 
 
@@ -80,14 +83,15 @@ def _claim(header: dict[str, Any], cells) -> str:
     parts = []
     for name in header["learned"]:
         claims = summary.claims(cells, name, header["reference"])
+        learned, reference = html.escape(name), html.escape(header["reference"])
         for fraction in summary.FRACTIONS:
             ratio = claims[f"steps_ratio_{fraction:.0%}"]
             low, high = ratio["interval"]
             parts.append(
-                f"<p><b>{html.escape(name)}</b> reaches the loss that tuned {html.escape(header['reference'])} has after "
-                f"{fraction:.0%} of {header['num_steps']} steps in <b>{_number(ratio['median'])}</b> of its steps "
-                f"(median of {claims['num_problems']} problems; 95 % interval for problems like these "
-                f"{_number(low)} to {_number(high)}; a miss is infinite).</p>"
+                f"<p><b>{learned}</b> reaches the loss that tuned {reference} has after {fraction:.0%} of "
+                f"{header['num_steps']} steps in <b>{_number(ratio['median'])}</b> of its steps (median of "
+                f"{claims['num_problems']} problems; 95 % interval for problems like these {_number(low)} to "
+                f"{_number(high)}; a miss is infinite).</p>"
             )
         parts.append(
             f"<p>Final validation loss not worse on {claims['final_valid_not_worse']} problems; "
@@ -98,41 +102,44 @@ def _claim(header: dict[str, Any], cells) -> str:
 
 def _table(header: dict[str, Any], cells) -> str:
     names = list(next(iter(cells.values())))
-    out = [
-        "<h2>Final validation loss and steps to the reference's final loss</h2><table><tr><th>problem</th><th>new in</th>"
-    ]
-    out += [f"<th>{html.escape(n)}</th>" for n in names]
-    out.append("</tr>")
+    heads = "".join(f"<th>{html.escape(name)}</th>" for name in ["problem", "new in", *names])
+    out = [f"<h2>Final validation loss, and steps to the reference's</h2><table><tr>{heads}</tr>"]
     for problem, optimizers in cells.items():
         novelty = "+".join(header["novelty"].get(problem[0], [])) or "-"
-        out.append(f"<tr><td>{html.escape(_label(problem))}</td><td>{novelty}</td>")
         best = optimizers[header["reference"]].valid[0]
-        for name in names:
-            c = optimizers[name]
-            shade = "" if name == header["reference"] else "good" if c.valid[0] <= best else "bad"
-            edge = " (edge of the grid)" if c.rate_at_edge else ""
-            rate = f"<br><small>rate {c.rate:g}{edge}</small>" if c.rate else ""
-            failed = f"<br><small>{c.diverged} of {c.num_seeds} failed</small>" if c.diverged else ""
-            low, high = statistics.bootstrap(c.ratios[1.0])
-            out.append(
-                f"<td class='{shade}'>{_number(c.valid[0])} <small>[{_number(c.valid[1])}, {_number(c.valid[2])}]</small>"
-                f"<br><small>train {_number(c.train[0])}</small><br>{_steps(c.ratios[1.0])} of the steps "
-                f"<small>[{_number(low)}, {_number(high)}]</small>{rate}{failed}</td>"
-            )
-        out.append("</tr>")
+        shade = lambda name, c, best=best: (
+            "" if name == header["reference"] else "good" if c.valid[0] <= best else "bad"
+        )
+        row = "".join(f"<td class='{shade(name, c)}'>{_cell(c)}</td>" for name, c in optimizers.items())
+        out.append(f"<tr><td>{html.escape(_label(problem))}</td><td>{novelty}</td>{row}</tr>")
     out.append(
-        "</table><p><small>Medians over fresh seeds with 95 % bootstrap intervals. Green: final validation loss not worse than the reference's.</small></p>"
+        "</table><p><small>Medians over fresh seeds with 95 % bootstrap intervals. "
+        "Green: final validation loss not worse than the reference's.</small></p>"
     )
     return "".join(out)
 
 
+def _cell(cell: summary.Cell) -> str:
+    low, high = statistics.bootstrap(cell.ratios[1.0])
+    lines = [
+        f"{_number(cell.valid[0])} <small>[{_number(cell.valid[1])}, {_number(cell.valid[2])}]</small>",
+        f"<small>train {_number(cell.train[0])}</small>",
+        f"{_steps(cell.ratios[1.0])} of the steps <small>[{_number(low)}, {_number(high)}]</small>",
+    ]
+    if cell.rate is not None:
+        lines.append(f"<small>rate {cell.rate:g}{' (edge of the grid)' if cell.rate_at_edge else ''}</small>")
+    if cell.diverged:
+        lines.append(f"<small>{cell.diverged} of {cell.num_seeds} failed</small>")
+    return "<br>".join(lines)
+
+
 def _failures(rows: list[Row]) -> str:
-    failed = [r for r in rows if r["phase"] == "report" and r["diverged"]]
-    items = "".join(
-        f"<li>{html.escape(_label((r['task'], r['draw'])))}: {html.escape(r['optimizer'])}, seed {r['seed']}</li>"
-        for r in failed
-    )
-    return f"<h2>Failed runs</h2><ul>{items}</ul>" if failed else "<h2>Failed runs</h2><p>None.</p>"
+    failed = [
+        f"<li>{html.escape(_label((row['task'], row['draw'])) + ': ' + row['optimizer'])}, seed {row['seed']}</li>"
+        for row in rows
+        if row["phase"] == "report" and row["diverged"]
+    ]
+    return f"<h2>Failed runs</h2>{'<ul>' + ''.join(failed) + '</ul>' if failed else '<p>None.</p>'}"
 
 
 def _label(problem: summary.Problem) -> str:

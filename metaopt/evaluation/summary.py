@@ -59,7 +59,7 @@ def summarise(rows: list[Row], reference: str, num_steps: int) -> dict[Problem, 
             valid = curves(runs, "valid")
             ratios = {}
             for fraction in FRACTIONS:
-                point = round(fraction * (len(goal) - 1))
+                point = max(1, round(fraction * (len(goal) - 1)))
                 ratios[fraction] = targets.steps_to(valid, steps, goal[point]) / steps[point]
             cells.setdefault(problem, {})[name] = Cell(
                 valid=_with_interval(valid[:, -1]),

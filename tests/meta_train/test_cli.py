@@ -1,0 +1,126 @@
+"""The command line: what it prints, and one clear line for every mistake."""
+
+import json
+
+import pytest
+
+from meta_train import cli
+from meta_train import recipe as recipes
+from metaopt import optimizers
+from metaopt.errors import UserError
+
+
+def fails(capsys, *arguments) -> str:
+    assert cli.main([str(a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("metaopt: ") and error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["digits-quik"], "unknown recipe 'digits-quik'; did you mean 'digits-quick'?"),
+        (["quadratics", "sigm=1"], "did you mean 'sigma'?"),
+        (["quadratics", "settings.rul='sgd'"], "did you mean 'rule'?"),
+        (["quadratics", "sigma=big"], "sigma takes float, got 'big'"),
+        (["quadratics", "num_pairs=1.5"], "num_pairs takes int, got '1.5'"),
+        (["quadratics", "sigma"], "given as name=value, got 'sigma'"),
+        (["quadratics", "shortest=0"], "a horizon needs 1 <= window"),
+        (["quadratics", "estimator=pez"], "did you mean 'pes'?"),
+        (["quadratics", "suite=quadratic"], "did you mean 'quadratics'?"),
+        (["quadratics", "outer_steps=15"], "multiples of steps_per_dispatch"),
+        (["quadratics", "num_pairs=3", "--devices", "8"], "multiple of the 8 devices, got 3"),
+        ([], "name a recipe (digits-quick, images-small, quadratics)"),
+    ],
+)
+def test_mistakes_in_training(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, "train", *arguments)
+    # Nothing is left behind by what was refused.
+    assert not (tmp_path / "runs").exists() or message.startswith("multiple")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nothing"], "unknown checkpoint 'nothing'"),
+        (["mine", "--suite", "heldout"], "did you mean 'heldout-small'?"),
+        (["mine", "--baselines", "adam"], "did you mean 'adamw'?"),
+        (["mine", "--suite", "quadratics", "--tasks", "quadrati"], "did you mean 'quadratic'?"),
+        (["mine", "--steps", "30"], "multiple of 20, got 30"),
+        (["mine", "--seeds", "0"], "at least 1"),
+    ],
+)
+def test_mistakes_in_evaluation(capsys, checkpoint, arguments, message):
+    assert message in fails(capsys, "evaluate", *arguments)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    import jax
+
+    from metaopt.checkpoint import save
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METAOPT_CHECKPOINTS", str(tmp_path / "own"))
+    theta = optimizers.build("hand", learning_rate=0.3).init(jax.random.key(0))
+    return save("mine", "hand", {"learning_rate": 0.3}, theta, meta_trained_on=[], summary="a test")
+
+
+def test_list_and_info(capsys, checkpoint):
+    assert cli.main(["list"]) == 0
+    assert "mine                     hand         a test" in capsys.readouterr().out
+    assert cli.main(["info", "mine"]) == 0
+    assert json.loads(capsys.readouterr().out)["config"] == {"learning_rate": 0.3}
+
+
+def test_info_of_a_damaged_checkpoint_fails(capsys, checkpoint):
+    (checkpoint / "weights.safetensors").write_bytes(b"")
+    assert "damaged" in fails(capsys, "info", "mine")
+
+
+def test_train_export_evaluate_report(capsys, tmp_path, monkeypatch):
+    """The whole way, on quadratics."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METAOPT_CHECKPOINTS", str(tmp_path / "own"))
+    # In this process the devices are already made; eight pairs suit them.
+    monkeypatch.setattr("meta_train.devices.make_cpu_devices", lambda num_pairs, num_devices: None)
+    changes = ["num_pairs=8", "shortest=20", "longest=40", "outer_steps=20", "steps_per_dispatch=10", "save_every=10"]
+    assert cli.main(["train", "quadratics", *changes]) == 0
+    assert cli.main(["export", "runs/quadratics", "tuned"]) == 0
+    manifest = json.loads((tmp_path / "own" / "tuned" / "manifest.json").read_text())
+    assert manifest["meta_trained_on"][0]["family"] == "quadratic"
+    assert manifest["cost"] == {"outer_steps": 20, "inner_steps": 20 * 2 * 8 * 10}
+    arguments = ["--suite", "quadratics", "--baselines", "sgdm", "--steps", "40", "--seeds", "2", "--draws", "2"]
+    assert cli.main(["evaluate", "tuned", *arguments]) == 0
+    table = capsys.readouterr().out
+    assert "quadratic #1" in table and "report: reports/tuned-quadratics/report.html" in table
+    results = tmp_path / "reports" / "tuned-quadratics"
+    page = (results / "report.html").read_text()
+    (results / "report.html").unlink()
+    assert cli.main(["report", str(results)]) == 0
+    assert (results / "report.html").read_text() == page
+    header = json.loads((results / "results.jsonl").read_text().splitlines()[0])
+    assert header["novelty"] == {"quadratic": []}  # of the meta-training distribution, said by code
+
+
+def test_export_of_an_empty_folder(capsys, tmp_path):
+    assert "holds no run" in fails(capsys, "export", tmp_path, "name")
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_says_what_it_is_for(name):
+    assert recipes.find(name) and len(recipes.purpose(name)) > 20
+
+
+def test_overrides_keep_the_rest():
+    base = recipes.find("quadratics")
+    changed = recipes.override(base, ["sigma=1", "settings.learning_rate=0.5", "seed=3"])
+    assert changed.sigma == 1.0 and changed.seed == 3
+    assert changed.settings == {"rule": "momentum", "learning_rate": 0.5} and changed.outer_steps == base.outer_steps
+
+
+def test_a_config_from_another_version_is_named():
+    with pytest.raises(UserError, match="did you mean 'sigma'"):
+        recipes.from_json({"sigmo": 1})

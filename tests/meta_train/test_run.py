@@ -1,0 +1,205 @@
+"""Runs on disk: killed and resumed, full disks, folders of somebody else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from meta_train import devices, run
+from meta_train import recipe as recipes
+from meta_train.log import Log
+from meta_train.recipe import Recipe
+from meta_train.state import StateStore
+from metaopt.errors import UserError
+
+SMALL = [
+    "outer_steps=600",
+    "save_every=20",
+    "warmup=2",
+    "num_pairs=4",
+    "shortest=20",
+    "longest=40",
+    "steps_per_dispatch=5",
+]
+TINY = Recipe(
+    suite="quadratics",
+    optimizer="hand",
+    num_pairs=8,
+    window=5,
+    shortest=5,
+    longest=10,
+    outer_steps=4,
+    warmup=1,
+    steps_per_dispatch=2,
+    save_every=2,
+)
+
+
+def train(*arguments, **options):
+    command = [sys.executable, "-m", "meta_train.cli", "train", *map(str, arguments), "--devices", "2"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def steps(folder):
+    return [json.loads(row)["step"] for row in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_theta(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    uninterrupted = train("quadratics", *SMALL, "--dir", whole)
+    victim = train("quadratics", *SMALL, "--dir", killed)
+    deadline = time.monotonic() + 120
+    while not (killed / "state" / "40").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert 40 <= max(steps(killed)) < 600, "it was killed too late to mean anything"
+    output, _ = uninterrupted.communicate(timeout=200)
+    assert uninterrupted.returncode == 0, output
+    resumed = train("--resume", killed)
+    output, _ = resumed.communicate(timeout=200)
+    assert resumed.returncode == 0 and "resumed" in output, output
+    (ours, step), (theirs, other) = run.read_theta(killed), run.read_theta(whole)
+    assert step == other == 600
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert steps(killed) == steps(whole) == list(range(1, 601))  # every row once
+
+
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path):
+    process = train("quadratics", *SMALL, "outer_steps=100000", "--dir", tmp_path / "run")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "state" / "20").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and "continue with: metaopt train --resume" in output
+    saved = max(int(p.name) for p in (tmp_path / "run" / "state").iterdir() if p.name.isdigit())
+    assert saved == max(steps(tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return run.start(TINY, folder)
+
+
+def test_what_a_run_leaves_behind(finished):
+    assert run.read_recipe(finished) == TINY
+    rows = [json.loads(row) for row in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert {"meta_loss", "grad_norm", "problem_0/frac_dead", "problem_0/frac_capped"} <= set(rows[0])
+    assert run.read_theta(finished)[1] == 4
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    before = run.read_theta(finished)[0]
+    run.resume(finished)
+    jax.tree.map(np.testing.assert_array_equal, run.read_theta(finished)[0], before)
+    assert steps(finished) == [1, 2, 3, 4]
+
+
+def test_another_recipe_is_not_resumed(finished):
+    with pytest.raises(UserError, match=r"another recipe: sigma=0.01 \(asked for 0.5\)"):
+        run.resume(finished, recipes.override(TINY, ["sigma=0.5"]))
+
+
+def test_a_run_is_not_started_on_top_of_another(finished):
+    with pytest.raises(UserError, match="not empty: continue it with --resume"):
+        run.start(TINY, finished)
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not empty: choose another"):
+        run.start(TINY, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_folder_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="holds no run: config.json is missing"):
+        run.resume(tmp_path)
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json is damaged"):
+        run.resume(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write to run directory .*file/run: Not a directory"):
+        run.start(TINY, tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root cannot be refused by permissions; the others are")
+def test_a_read_only_folder_is_refused_as_root_too(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(run.recipe_json(TINY)))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="permission denied"):
+        run.resume(tmp_path)
+
+
+def test_a_full_disk_is_named_and_the_saved_state_survives(tmp_path, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    folder = tmp_path / "run"
+    real = ocp.CheckpointManager.save
+
+    def full(self, step, *args, **kwargs):
+        if step >= 4:
+            raise OSError(28, "No space left on device")
+        return real(self, step, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", full)
+        with pytest.raises(UserError, match="No space left on device; free some space .* --resume"):
+            run.start(TINY, folder)
+    assert run.read_theta(folder)[1] == 2
+    run.resume(folder)
+    assert run.read_theta(folder)[1] == 4 and steps(folder) == [1, 2, 3, 4]
+
+
+def test_damaged_state_is_named(tmp_path):
+    folder = run.start(TINY, tmp_path / "run")
+    for path in (folder / "state" / "4").rglob("*"):
+        if path.is_file() and path.name != "commit_success.txt":
+            path.write_bytes(b"")
+    with pytest.raises(UserError, match="cannot restore outer step 4 from"):
+        run.resume(folder)
+
+
+def test_the_best_and_the_two_latest_states_are_kept(tmp_path):
+    store, state = StateStore(tmp_path), run.compile_recipe(TINY, devices.mesh()).init()
+    for step, loss in enumerate([3.0, 1.0, 2.0, float("nan"), 4.0]):
+        store.save(state.replace(step=state.step + step), loss)
+    store.wait()
+    assert store.latest() == 4
+    assert sorted(int(p.name) for p in (tmp_path / "state").iterdir()) == [1, 3, 4]
+    store.close()
+
+
+def test_rows_behind_the_resume_point_are_dropped_and_nan_is_null(tmp_path):
+    log = Log(tmp_path, 0)
+    log.write(1, {"meta_loss": np.array([1.0, np.nan, 3.0])})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "half a ro')  # killed while writing
+    Log(tmp_path, 2).close()
+    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["meta_loss"]) for row in rows] == [(1, 1.0), (2, None)]
+
+
+def test_a_run_in_which_every_pair_dies_warns_and_keeps_theta(tmp_path, capsys):
+    recipe = Recipe(**(run.recipe_json(TINY) | {"settings": {"rule": "sgd", "learning_rate": 1e30}, "clip": 1.0}))
+    folder = run.start(recipe, tmp_path / "run")
+    theta, _ = run.read_theta(folder)
+    assert np.isfinite(theta["log_learning_rate"])
+    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["problem_0/frac_capped"] > 0.5

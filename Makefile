@@ -33,6 +33,7 @@ bench: $(STAMP)
 
 # A wheel, installed far from the tree, must find its own checkpoints.
 wheel: $(STAMP)
-	rm -rf dist .cache/wheel && $(BIN)/python -m build --wheel --quiet
-	$(BIN)/python -m venv --system-site-packages .cache/wheel
-	$(BIN)/python tests/check_wheel.py dist .cache/wheel
+	rm -rf dist build .cache/wheel
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .cache/wheel dist/*.whl
+	cd / && PYTHONPATH=$(CURDIR)/.cache/wheel $(CURDIR)/$(BIN)/python $(CURDIR)/tests/check_wheel.py

@@ -39,10 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="turn a run into a checkpoint")
     export.add_argument("dir", type=Path, metavar="RUN", help="run directory")
     export.add_argument("name", help="of the checkpoint; goes to METAOPT_CHECKPOINTS where set, else checkpoints/")
+    export.add_argument("--summary", default="", help="one line for the list of checkpoints")
     export.add_argument("--step", type=int, help="a saved outer step (default: the newest)")
     export.set_defaults(run=run_export)
 
-    commands.add_parser("list", help="list the checkpoints on this machine").set_defaults(run=run_list)
+    listing = commands.add_parser("list", help="list the checkpoints on this machine")
+    listing.add_argument("--markdown", action="store_true", help="as checkpoints/README.md")
+    listing.set_defaults(run=run_list)
 
     info = commands.add_parser("info", help="print what a checkpoint is")
     info.add_argument("name")
@@ -57,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seeds", type=int, default=10, help="reported runs of each optimizer on each problem")
     evaluate.add_argument("--draws", type=int, default=1, help="problems drawn from each task")
     evaluate.add_argument("--out", type=Path, help="folder (default: reports/NAME-SUITE)")
+    evaluate.add_argument("--record", action="store_true", help="write the result into the checkpoint's manifest")
     evaluate.set_defaults(run=run_evaluate)
 
     report = commands.add_parser("report", help="draw a report again from its results.jsonl")
@@ -83,16 +87,14 @@ def run_train(arguments) -> None:
 def run_export(arguments) -> None:
     from meta_train.export import export
 
-    print(export(arguments.dir, arguments.name, arguments.step))
+    print(export(arguments.dir, arguments.name, arguments.step, arguments.summary))
 
 
 def run_list(arguments) -> None:
-    del arguments
-    from metaopt import checkpoint
+    from metaopt import catalogue, checkpoint
 
-    for name in checkpoint.list_pretrained():
-        manifest = checkpoint.read_manifest(name)
-        print(f"{name:24} {manifest['family']:12} {manifest.get('summary', '')}")
+    manifests = {name: checkpoint.read_manifest(name) for name in checkpoint.list_pretrained()}
+    print(catalogue.markdown(manifests) if arguments.markdown else catalogue.text(manifests))
 
 
 def run_info(arguments) -> None:
@@ -104,6 +106,7 @@ def run_info(arguments) -> None:
 
 def run_evaluate(arguments) -> None:
     from meta_train.evaluate import evaluate
+    from metaopt import checkpoint
     from metaopt.evaluation import report
     from metaopt.evaluation.compare import Settings
 
@@ -113,6 +116,8 @@ def run_evaluate(arguments) -> None:
     evaluate(arguments.name, arguments.suite, arguments.baselines.split(","), settings, out, only)
     print(report.text_table(out))
     print(f"report: {report.write(out)}")
+    if arguments.record:
+        checkpoint.record(arguments.name, results={arguments.suite: report.result(out)})
 
 
 def run_report(arguments) -> None:

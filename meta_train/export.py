@@ -1,5 +1,6 @@
 """From a run directory to a checkpoint."""
 
+import json
 from pathlib import Path
 
 from meta_train import run
@@ -7,7 +8,7 @@ from metaopt import checkpoint
 from tasks import suites
 
 
-def export(run_dir: Path, name: str, step: int | None = None) -> Path:
+def export(run_dir: Path, name: str, step: int | None = None, summary: str = "") -> Path:
     """Writes the meta-parameters of a run as a checkpoint and returns its folder.
 
     The manifest says what they were meta-trained on, so that "held out" can be
@@ -18,16 +19,29 @@ def export(run_dir: Path, name: str, step: int | None = None) -> Path:
     """
     recipe = run.read_recipe(run_dir)
     theta, step = run.read_theta(run_dir, step)
-    num_problems = len(suites.build(recipe.suite))
+    tasks = suites.build(recipe.suite)
     return checkpoint.save(
         name,
         recipe.optimizer,
         recipe.settings,
         theta,
-        meta_trained_on=[task.traits() for task in suites.build(recipe.suite)],
+        summary=summary,
+        licence="Apache-2.0",
+        meta_trained_on=[task.traits() for task in tasks],
         recipe=run.recipe_json(recipe),
         cost={
             "outer_steps": step,
-            "inner_steps": step * 2 * recipe.num_pairs * recipe.window * num_problems,
+            "inner_steps": step * 2 * recipe.num_pairs * recipe.window * len(tasks),
+            **_time(run_dir, step),
         },
     )
+
+
+def _time(run_dir: Path, last_step: int) -> dict[str, float | int]:
+    """Hours between the first and the last dispatch, interruptions left out, and their number."""
+    rows = [json.loads(row) for row in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    stamps = [row["time"] for row in rows if row["step"] <= last_step]
+    gaps = [later - earlier for earlier, later in zip(stamps[:-1], stamps[1:], strict=True) if later > earlier]
+    usual = sorted(gaps)[len(gaps) // 2] if gaps else 0.0
+    worked = [gap for gap in gaps if gap < 10 * usual]
+    return {"hours": round(sum(worked) / 3600, 2), "interruptions": len(gaps) - len(worked)}

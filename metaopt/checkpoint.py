@@ -150,6 +150,16 @@ def save(name: str | Path, family: str, config: dict[str, Any], theta: Theta, **
     return folder
 
 
+def record(name: str | Path, **about: Any) -> None:
+    """Adds fields to the manifest of a checkpoint, e.g. what was measured; the weights stay."""
+    path = _find(name) / MANIFEST
+    manifest = read_manifest(name)
+    for field, value in about.items():
+        old = manifest.get(field)
+        manifest[field] = old | value if isinstance(old, dict) and isinstance(value, dict) else value
+    path.write_text(json.dumps(manifest, indent=2) + "\n")
+
+
 def _find(name: str | Path) -> Path:
     candidates = [Path(name)] if len(Path(name).parts) > 1 else [folder / name for folder in folders()]
     for candidate in candidates:

@@ -54,6 +54,22 @@ def write(folder: Path) -> Path:
     return path
 
 
+def result(folder: Path) -> dict[str, Any]:
+    """What a manifest says of an evaluation: the claims and how they were measured."""
+    header, rows = read(folder)
+    cells = summary.summarise(rows, header["reference"], header["num_steps"])
+    settings = {name: header[name] for name in ("num_steps", "seeds", "tuning_seeds", "draws")}
+    (name,) = header["learned"]
+    per_task = {
+        _label(problem): {
+            "valid": {n: _number(c.valid[0]) for n, c in optimizers.items()},
+            "steps_ratio": {n: _steps(c.ratios[1.0]) for n, c in optimizers.items()},
+        }
+        for problem, optimizers in cells.items()
+    }
+    return summary.claims(cells, name, header["reference"]) | settings | {"tasks": per_task}
+
+
 def text_table(folder: Path) -> str:
     """The comparison as aligned text: final validation loss, and steps against the reference."""
     header, rows = read(folder)

@@ -21,7 +21,7 @@ class Config:
     learning_rate: float = 3e-3  # at the end of the warm-up
     warmup: int = 100  # outer steps
     outer_steps: int = 1000  # the cosine ends here
-    clip: float = 1.0  # global norm of the meta-gradient
+    clip: float = 1.0  # norm of the meta-gradient of each inner problem
     weight_decay: float = 0.0
 
     def __post_init__(self):
@@ -42,11 +42,11 @@ class TrainState:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """Clipped AdamW with a linear warm-up and a cosine to zero."""
+    """AdamW with a linear warm-up and a cosine to zero."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0 if config.warmup else config.learning_rate, config.learning_rate, config.warmup, config.outer_steps
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay))
+    return optax.adamw(schedule, weight_decay=config.weight_decay)
 
 
 def init(theta: Theta, estimators: Sequence[Estimator], tx: optax.GradientTransformation, key: Key) -> TrainState:
@@ -55,12 +55,13 @@ def init(theta: Theta, estimators: Sequence[Estimator], tx: optax.GradientTransf
     return TrainState(theta, tx.init(theta), states, key, jnp.zeros((), jnp.int32))
 
 
-def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation):
+def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation, clip: float):
     """Returns ``state -> (state, metrics)``, one outer step.
 
-        g = mean over inner problems of their estimates;   theta <- theta + tx(g)
+        g = mean over inner problems i of g_i min(1, clip / |g_i|);   theta <- theta + tx(g)
 
-    An inner problem with no valid sample is left out of the mean. If none has one, or
+    Each problem is clipped by itself: the norms are mostly noise, and a noisy problem
+    must not drown the others. An inner problem with no valid sample is left out of the mean. If none has one, or
     g is not finite, theta and the outer optimizer stay as they are.
 
     The metrics of problem i are named ``problem_i/...``.
@@ -71,9 +72,12 @@ def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation
         grads, states, metrics = [], [], {}
         for i, estimator in enumerate(estimators):
             grad, new, measured = estimator.estimate(state.theta, state.estimators[i], jax.random.fold_in(key, i))
-            grads.append(grad)
+            norm = optax.tree.norm(grad)
+            shrink = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
+            grads.append(jax.tree.map(lambda g, s=shrink: s * g, grad))
             states.append(new)
             metrics |= {f"problem_{i}/{name}": value for name, value in measured.items()}
+            metrics[f"problem_{i}/grad_norm"] = norm
         usable = jnp.stack([metrics[f"problem_{i}/num_valid"] > 0 for i in range(len(estimators))])
         weights = usable / jnp.maximum(jnp.sum(usable), 1)
         grad = jax.tree.map(lambda *gs: sum(w * g for w, g in zip(weights, gs, strict=True)), *grads)

@@ -44,7 +44,7 @@ def compile_recipe(recipe: Recipe, mesh: Mesh) -> Program:
         k_theta, k_run = jax.random.split(jax.random.key(recipe.seed))
         return outer.init(optimizer.init(k_theta), estimators, tx, k_run)
 
-    chunk = outer.build_chunk(outer.build_step(estimators, tx), recipe.steps_per_dispatch, mesh)
+    chunk = outer.build_chunk(outer.build_step(estimators, tx, recipe.clip), recipe.steps_per_dispatch, mesh)
     return Program(
         jax.jit(init, out_shardings=outer.shardings(mesh)), chunk, 2 * recipe.num_pairs * recipe.window * len(problems)
     )

@@ -59,7 +59,7 @@ def build(family: str, settings: dict) -> dict:
     init = lambda: outer.init(optimizer.init(jax.random.key(0)), [estimator], tx, jax.random.key(1))
     state = jax.jit(init, out_shardings=outer.shardings(mesh))()
     began = time.perf_counter()
-    chunk = outer.build_chunk(outer.build_step([estimator], tx), OUTER_STEPS, mesh).lower(state).compile()
+    chunk = outer.build_chunk(outer.build_step([estimator], tx, 1.0), OUTER_STEPS, mesh).lower(state).compile()
     compile_s = time.perf_counter() - began
 
     def run() -> float:

@@ -21,9 +21,9 @@ def fixed(grad, num_valid=1.0):
     return Estimator(lambda theta, key: (), lambda theta, state, key: (jnp.array(grad), state, metrics))
 
 
-def one_step(estimators, tx):
+def one_step(estimators, tx, clip=10.0):
     state = outer.init(THETA, estimators, tx, jax.random.key(0))
-    return jax.jit(outer.build_step(estimators, tx))(state)
+    return jax.jit(outer.build_step(estimators, tx, clip))(state)
 
 
 def test_problems_are_averaged_and_those_without_a_sample_left_out():
@@ -31,6 +31,12 @@ def test_problems_are_averaged_and_those_without_a_sample_left_out():
     state, metrics = one_step(estimators, optax.sgd(1.0))
     np.testing.assert_allclose(state.theta, THETA - jnp.array([0.5, 1.5]))
     assert metrics["skipped"] == 0
+
+
+def test_each_problem_is_clipped_by_itself():
+    state, metrics = one_step([fixed([30.0, 40.0]), fixed([0.0, 0.5])], optax.sgd(1.0), clip=1.0)
+    np.testing.assert_allclose(state.theta, THETA - (jnp.array([0.6, 0.8]) + jnp.array([0.0, 0.5])) / 2, rtol=1e-6)
+    assert metrics["problem_0/grad_norm"] == 50.0
 
 
 @pytest.mark.parametrize("estimator", [fixed([1.0, 1.0], num_valid=0.0), fixed([jnp.nan, 1.0])])
@@ -46,7 +52,7 @@ def test_a_chunk_is_that_many_single_steps_and_lowers_the_meta_loss():
     mesh = devices.mesh(1)
     estimator = ESTIMATORS["es_single"](linear_system(6), es.Config(16, 3, 0.05), mesh)
     tx = outer.optimizer(outer.Config(learning_rate=0.05, warmup=2, outer_steps=40))
-    step = outer.build_step([estimator], tx)
+    step = outer.build_step([estimator], tx, 1.0)
     start = jax.jit(lambda: outer.init(THETA, [estimator], tx, jax.random.key(0)))  # fresh buffers: one is donated
     chunked, metrics = outer.build_chunk(step, 40, mesh)(start())
     single, jitted = start(), jax.jit(step)
@@ -62,7 +68,7 @@ def test_a_run_compiles_once():
     estimator = ESTIMATORS["pes"](linear_system(6), es.Config(16, 3, 0.05), mesh)
     tx = optax.sgd(0.1)
     init = lambda: outer.init(THETA, [estimator], tx, jax.random.key(0))
-    chunk = outer.build_chunk(outer.build_step([estimator], tx), 2, mesh)
+    chunk = outer.build_chunk(outer.build_step([estimator], tx, 1.0), 2, mesh)
     state = jax.jit(init, out_shardings=outer.shardings(mesh))()
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(

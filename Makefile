@@ -36,4 +36,4 @@ wheel: $(STAMP)
 	rm -rf dist build .cache/wheel
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .cache/wheel dist/*.whl
-	cd / && PYTHONPATH=$(CURDIR)/.cache/wheel $(CURDIR)/$(BIN)/python $(CURDIR)/tests/check_wheel.py
+	cd / && PYTHONPATH=$(CURDIR)/.cache/wheel $(CURDIR)/$(BIN)/python -P $(CURDIR)/tests/check_wheel.py

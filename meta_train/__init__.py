@@ -1,0 +1,1 @@
+"""Learning theta: inner problems, estimators, the outer loop, recipes, the command."""

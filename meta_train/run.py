@@ -1,11 +1,12 @@
 """One meta-training run and its directory: start it, resume it, read it."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -124,23 +125,25 @@ def _train(recipe: Recipe, run_dir: Path) -> Path:
         print(f"resumed {run_dir} at outer step {saved}")
     step = int(state.step)
     log, progress = Log(run_dir, step), Progress(recipe.outer_steps, step)
-    stop = _stop_on_signal()
     try:
-        while step < recipe.outer_steps and not stop:
-            began = time.monotonic()
-            state, metrics = program.chunk(state)
-            metrics = jax.device_get(metrics)
-            seconds = time.monotonic() - began
-            log.write(step + 1, metrics)
-            step += recipe.steps_per_dispatch
-            meta_loss = float(np.mean(metrics["meta_loss"]))
-            rate = program.inner_steps_per_outer_step * recipe.steps_per_dispatch / seconds
-            progress.update(step, meta_loss, rate)
-            if np.all(metrics["skipped"]):
-                _report_skipped(run_dir, step, metrics)
-            if step % recipe.save_every == 0 or step == recipe.outer_steps or stop:
-                store.save(state, meta_loss)
-        store.wait()
+        with _stop_on_signal() as stop:
+            leaving = step == recipe.outer_steps
+            while not leaving:
+                began = time.monotonic()
+                state, metrics = program.chunk(state)
+                metrics = jax.device_get(metrics)
+                seconds = time.monotonic() - began
+                log.write(step + 1, metrics)
+                step += recipe.steps_per_dispatch
+                meta_loss = float(np.mean(metrics["meta_loss"]))
+                rate = program.inner_steps_per_outer_step * recipe.steps_per_dispatch / seconds
+                progress.update(step, meta_loss, rate)
+                if np.all(metrics["skipped"]):
+                    _report_skipped(run_dir, step, metrics)
+                leaving = step == recipe.outer_steps or bool(stop)
+                if leaving or step % recipe.save_every == 0:
+                    store.save(state, meta_loss)
+            store.wait()
     finally:
         log.close()
         store.close()
@@ -149,18 +152,24 @@ def _train(recipe: Recipe, run_dir: Path) -> Path:
     return run_dir
 
 
-def _stop_on_signal() -> list[int]:
-    """A list that receives the first SIGTERM or SIGINT: the run ends after the dispatch."""
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[list[int]]:
+    """Yields a list that receives SIGTERM or SIGINT: the run ends after the dispatch."""
     received: list[int] = []
+    usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def handler(number, frame):
         del frame
         received.append(number)
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in usual:
         signal.signal(number, handler)
-    return received
+    try:
+        yield received
+    finally:
+        for number, previous in usual.items():
+            signal.signal(number, previous)
 
 
 def _report_skipped(run_dir: Path, step: int, metrics) -> None:

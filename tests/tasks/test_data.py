@@ -43,10 +43,19 @@ def test_own_files_come_first(tmp_path, monkeypatch):
 
 
 def test_a_missing_set_says_what_to_install(monkeypatch):
-    missing = data.Entry((("nowhere", lambda: None),), "apt-get install dataset-fashion-mnist")
+    missing = data.Entry("nowhere", lambda: None, "apt-get install dataset-fashion-mnist")
     monkeypatch.setitem(data.DATASETS, "fashion", missing)
     with pytest.raises(UserError, match="not on this machine: apt-get install dataset-fashion-mnist"):
         data.load("fashion")
+
+
+def test_what_the_hub_gave_is_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    answer = np.zeros((20, 2, 2), np.uint8), np.arange(20) % 10, 5
+    monkeypatch.setitem(data.DATASETS, "fashion", data.Entry("nowhere", lambda: None, "", lambda: answer))
+    assert data.load("fashion").source == "Hugging Face hub"
+    data.load.cache_clear()
+    assert data.load("fashion").source == "cache"
 
 
 def test_an_unknown_set_names_the_nearest():

@@ -32,16 +32,14 @@ def export(run_dir: Path, name: str, step: int | None = None, summary: str = "")
         cost={
             "outer_steps": step,
             "inner_steps": step * 2 * recipe.num_pairs * recipe.window * len(tasks),
-            **_time(run_dir, step),
+            "hours": _hours(run_dir, step),
         },
     )
 
 
-def _time(run_dir: Path, last_step: int) -> dict[str, float | int]:
-    """Hours between the first and the last dispatch, interruptions left out, and their number."""
+def _hours(run_dir: Path, last_step: int) -> float:
+    """Time spent between dispatches; a gap of over a minute is an interruption and left out."""
     rows = [json.loads(row) for row in (run_dir / "metrics.jsonl").read_text().splitlines()]
     stamps = [row["time"] for row in rows if row["step"] <= last_step]
-    gaps = [later - earlier for earlier, later in zip(stamps[:-1], stamps[1:], strict=True) if later > earlier]
-    usual = sorted(gaps)[len(gaps) // 2] if gaps else 0.0
-    worked = [gap for gap in gaps if gap < 10 * usual]
-    return {"hours": round(sum(worked) / 3600, 2), "interruptions": len(gaps) - len(worked)}
+    gaps = [later - earlier for earlier, later in zip(stamps[:-1], stamps[1:], strict=True)]
+    return round(sum(gap for gap in gaps if gap < 60) / 3600, 2)

@@ -27,8 +27,7 @@ def _facts(name: str, manifest: dict[str, Any]) -> str:
     if "cost" in manifest:
         cost = manifest["cost"]
         lines.append(
-            f"- cost: {cost['outer_steps']:,} outer steps, {cost['inner_steps']:,} inner steps, "
-            f"{cost['hours']} hours, {cost['interruptions']} interruptions"
+            f"- cost: {cost['outer_steps']:,} outer steps, {cost['inner_steps']:,} inner steps, {cost['hours']} hours"
         )
     for suite, result in manifest.get("results", {}).items():
         early, late = _ratio(result["steps_ratio_25%"]), _ratio(result["steps_ratio_100%"])

@@ -6,16 +6,17 @@ import os
 import sys
 from pathlib import Path
 
+import jax
+
 from metaopt.errors import UserError
+from tasks import data
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. User errors are one line on stderr and exit code 2."""
-    # Imported here, after the compilation cache is set up: JAX reads it once.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "metaopt" / "jax"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a resumed run should not compile again
+        jax.config.update("jax_compilation_cache_dir", str(data.cache_dir() / "jax"))
+    arguments = build_parser().parse_args(argv)
     try:
         arguments.run(arguments)
     except UserError as error:

@@ -20,7 +20,9 @@ class Log:
         rows = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= start]
         if kept != rows:
-            path.write_text("".join(kept))
+            shortened = path.with_suffix(".tmp")
+            shortened.write_text("".join(kept))
+            shortened.replace(path)  # at once: a kill in between loses no row
         self._file = path.open("a", buffering=1)
 
     def write(self, first_step: int, metrics: dict[str, np.ndarray]) -> None:

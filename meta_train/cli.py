@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("settings", nargs="*", metavar="name=value", help="changes to the recipe")
     train.add_argument("--dir", type=Path, help="run directory (default: runs/RECIPE)")
     train.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR")
-    train.add_argument("--devices", type=int, help="CPU devices to make (default: one per core, if the pairs divide)")
+    train.add_argument("--devices", type=int, help="CPU devices to make (default: one per core, if the samples divide)")
     train.set_defaults(run=run_train)
 
     export = commands.add_parser("export", help="turn a run into a checkpoint")
@@ -78,7 +78,7 @@ def run_train(arguments) -> None:
     recipe = run.read_recipe(arguments.resume) if arguments.resume else chosen
     if recipe is None:
         raise UserError(f"name a recipe ({', '.join(recipes.names())}) or a run with --resume DIR")
-    devices.make_cpu_devices(recipe.num_pairs, arguments.devices)
+    devices.make_cpu_devices(recipe.num_samples, arguments.devices)
     if arguments.resume:
         run.resume(arguments.resume, chosen)
     else:

@@ -20,6 +20,8 @@ def export(run_dir: Path, name: str, step: int | None = None, summary: str = "")
     recipe = run.read_recipe(run_dir)
     theta, step = run.read_theta(run_dir, step)
     tasks = suites.build(recipe.suite)
+    rows = [json.loads(row) for row in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["step"] <= step]
     return checkpoint.save(
         name,
         recipe.optimizer,
@@ -31,15 +33,14 @@ def export(run_dir: Path, name: str, step: int | None = None, summary: str = "")
         recipe=run.recipe_json(recipe),
         cost={
             "outer_steps": step,
-            "inner_steps": step * 2 * recipe.num_pairs * recipe.window * len(tasks),
-            "hours": _hours(run_dir, step),
+            "inner_steps": round(sum(row["inner_steps"] for row in rows)),
+            "hours": _hours(rows),
         },
     )
 
 
-def _hours(run_dir: Path, last_step: int) -> float:
+def _hours(rows: list[dict]) -> float:
     """Time spent between dispatches; a gap of over a minute is an interruption and left out."""
-    rows = [json.loads(row) for row in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    stamps = [row["time"] for row in rows if row["step"] <= last_step]
+    stamps = [row["time"] for row in rows]
     gaps = [later - earlier for earlier, later in zip(stamps[:-1], stamps[1:], strict=True)]
     return round(sum(gap for gap in gaps if gap < 60) / 3600, 2)

@@ -92,6 +92,7 @@ def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation
         metrics |= {
             "meta_loss": jnp.sum(weights * losses),
             "grad_norm": norm,
+            "inner_steps": sum(metrics[f"problem_{i}/inner_steps"] for i in range(len(estimators))),
             "theta_norm": optax.tree.norm(theta),
             "skipped": 1.0 - accept,
         }
@@ -105,7 +106,7 @@ def shardings(mesh: Mesh) -> TrainState:
 
     Given to everything that makes a state, so that no dispatch compiles twice.
     """
-    everywhere, by_sample = NamedSharding(mesh, P()), NamedSharding(mesh, P(devices.PAIR_AXIS))
+    everywhere, by_sample = NamedSharding(mesh, P()), NamedSharding(mesh, P(devices.SAMPLE_AXIS))
     return TrainState(everywhere, everywhere, by_sample, everywhere, everywhere)
 
 

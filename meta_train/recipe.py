@@ -13,7 +13,7 @@ from typing import Any
 
 import meta_train.recipes
 from meta_train import outer
-from meta_train.estimators import ESTIMATORS, es
+from meta_train.estimators import ESTIMATORS, samples
 from meta_train.inner import supervised
 from meta_train.inner.horizon import LogUniform
 from metaopt import optimizers
@@ -35,9 +35,11 @@ class Recipe:
     objective: str = "log"  # log or linear, of the loss relative to its start
     # estimator
     estimator: str = "es_single"  # meta_train.estimators.ESTIMATORS
-    num_pairs: int = 16  # for each task of the suite
+    num_samples: int = 16  # for each task of the suite; for evolution strategies, antithetic pairs
     window: int = 50  # inner steps between two outer steps
-    sigma: float = 0.01
+    sigma: float = 0.01  # standard deviation of the perturbations of theta
+    sample_clip: float = 0.0  # norm of the gradient of one sample, where it is differentiated; 0 is none
+    chunk: int = 0  # samples computed at once on a device; 0 is all
     # outer loop
     outer_steps: int = 1000
     learning_rate: float = 3e-3
@@ -63,7 +65,7 @@ class Recipe:
                 f"{self.outer_steps}, {self.save_every} and {self.steps_per_dispatch}"
             )
         # Built here so that a bad setting is refused before anything is written.
-        for part in (self.learned_optimizer, self.inner, self.es, self.outer):
+        for part in (self.learned_optimizer, self.inner, self.samples, self.outer):
             part()
 
     def learned_optimizer(self) -> LearnedOptimizer:
@@ -72,8 +74,8 @@ class Recipe:
     def inner(self) -> supervised.Config:
         return supervised.Config(LogUniform(self.shortest, self.longest, self.window), self.split, self.objective)
 
-    def es(self) -> es.Config:
-        return es.Config(self.num_pairs, self.window, self.sigma)
+    def samples(self) -> samples.Config:
+        return samples.Config(self.num_samples, self.window, self.sigma, sample_clip=self.sample_clip, chunk=self.chunk)
 
     def outer(self) -> outer.Config:
         return outer.Config(self.learning_rate, self.warmup, self.outer_steps, self.clip, self.weight_decay)

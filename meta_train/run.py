@@ -31,14 +31,13 @@ class Program:
 
     init: Callable[[], outer.TrainState]
     chunk: Callable  # (state) -> (state, metrics)
-    inner_steps_per_outer_step: int
 
 
 def compile_recipe(recipe: Recipe, mesh: Mesh) -> Program:
     """Builds what the recipe describes, for the devices of ``mesh``."""
     optimizer = recipe.learned_optimizer()
     problems = [supervised.build(optimizer, task, recipe.inner()) for task in suites.build(recipe.suite)]
-    estimators = [ESTIMATORS[recipe.estimator](p, recipe.es(), mesh) for p in problems]
+    estimators = [ESTIMATORS[recipe.estimator](p, recipe.samples(), mesh) for p in problems]
     tx = outer.optimizer(recipe.outer())
 
     def init():
@@ -46,9 +45,7 @@ def compile_recipe(recipe: Recipe, mesh: Mesh) -> Program:
         return outer.init(optimizer.init(k_theta), estimators, tx, k_run)
 
     chunk = outer.build_chunk(outer.build_step(estimators, tx, recipe.clip), recipe.steps_per_dispatch, mesh)
-    return Program(
-        jax.jit(init, out_shardings=outer.shardings(mesh)), chunk, 2 * recipe.num_pairs * recipe.window * len(problems)
-    )
+    return Program(jax.jit(init, out_shardings=outer.shardings(mesh)), chunk)
 
 
 def start(recipe: Recipe, run_dir: Path) -> Path:
@@ -136,8 +133,7 @@ def _train(recipe: Recipe, run_dir: Path) -> Path:
                 log.write(step + 1, metrics)
                 step += recipe.steps_per_dispatch
                 meta_loss = float(np.mean(metrics["meta_loss"]))
-                rate = program.inner_steps_per_outer_step * recipe.steps_per_dispatch / seconds
-                progress.update(step, meta_loss, rate)
+                progress.update(step, meta_loss, float(np.sum(metrics["inner_steps"])) / seconds)
                 if np.all(metrics["skipped"]):
                     _report_skipped(run_dir, step, metrics)
                 leaving = step == recipe.outer_steps or bool(stop)
@@ -175,6 +171,6 @@ def _stop_on_signal() -> Iterator[list[int]]:
 def _report_skipped(run_dir: Path, step: int, metrics) -> None:
     dead = max(float(np.max(v)) for k, v in metrics.items() if k.endswith("frac_dead"))
     print(
-        f"warning: no usable meta-gradient up to outer step {step} ({dead:.0%} of the pairs dead); theta is unchanged. "
-        f"Lower settings.step_multiplier or sigma, see {run_dir / 'metrics.jsonl'}"
+        f"warning: no usable meta-gradient up to outer step {step} ({dead:.0%} of the samples dead); theta is "
+        f"unchanged. Lower settings.step_multiplier or sigma, see {run_dir / 'metrics.jsonl'}"
     )

@@ -22,6 +22,7 @@ class Sampled(NamedTuple):
     input_scale: jax.Array  # ()
     unit_mask: jax.Array  # (width,) 1 for units that exist
     layer_mask: jax.Array  # (depth,) 1 for layers that exist; the first always does
+    train_part: image_table.Part  # the training examples there are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,8 @@ class ImageMLP:
       init_spread: initial weights of each layer are scaled by a factor log-uniform
         in [1 / init_spread, init_spread].
       input_spread: the same for the inputs.
+      min_train: training examples there are, log-uniform from this to all of them; 0
+        is no range. Few of them are soon learned by heart.
     """
 
     datasets: tuple[str, ...] = ("digits",)
@@ -54,6 +57,7 @@ class ImageMLP:
     activations: tuple[str, ...] = ("relu",)
     init_spread: float = 1.0
     input_spread: float = 1.0
+    min_train: int = 0
     name: str = "image-mlp"
 
     @property
@@ -72,21 +76,26 @@ class ImageMLP:
         }
 
     def sample(self, key) -> Sampled:
-        k_set, k_act, k_init, k_input, k_width, k_depth = jax.random.split(key, 6)
+        k_set, k_act, k_init, k_input, k_width, k_depth, k_part = jax.random.split(key, 7)
+        dataset = jax.random.randint(k_set, (), 0, len(self.datasets))
         spread = lambda key, shape, s: s ** jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
         num_units = jnp.float32(self.width)
         if self.min_width:
             ratio = (self.width + 1) / self.min_width
             num_units = jnp.floor(self.min_width * ratio ** jax.random.uniform(k_width))
         num_layers = jax.random.randint(k_depth, (), self.min_depth or self.depth, self.depth + 1)
+        part = self.table.whole(dataset, "train")
+        if self.min_train:
+            part = self.table.draw_part(dataset, "train", k_part, self.min_train)
         which = jax.random.randint(k_act, (), 0, len(self.activations))
         return Sampled(
-            dataset=jax.random.randint(k_set, (), 0, len(self.datasets)),
+            dataset=dataset,
             activation=jax.nn.one_hot(which, len(self.activations)),
             init_scale=spread(k_init, (self.depth + 1,), self.init_spread),
             input_scale=spread(k_input, (), self.input_spread),
             unit_mask=(jnp.arange(self.width) < num_units).astype(jnp.float32),
             layer_mask=(jnp.arange(self.depth) < num_layers).astype(jnp.float32),
+            train_part=part,
         )
 
     def init(self, task_params: Sampled, key):
@@ -120,10 +129,15 @@ class ImageMLP:
         return sum(task_params.activation[i] * f(x) for i, f in enumerate(functions))
 
     def loss(self, task_params: Sampled, params, key, split: str = "train"):
-        inputs, labels = self.table.batch(task_params.dataset, split, key, self.batch_size)
+        inputs, labels = self.table.batch(
+            task_params.dataset, split, key, self.batch_size, self._part(task_params, split)
+        )
         logits = self.logits(task_params, params, inputs)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     def evaluate(self, task_params: Sampled, params, split: str):
-        inputs, labels = self.table.spread(task_params.dataset, split, EVALUATED)
+        inputs, labels = self.table.spread(task_params.dataset, split, EVALUATED, self._part(task_params, split))
         return image_table.classification(self.logits(task_params, params, inputs), labels)
+
+    def _part(self, task_params: Sampled, split: str):
+        return task_params.train_part if split == "train" else None

@@ -14,6 +14,13 @@ NUM_CLASSES = 10
 EVALUATED = 1000  # examples of a split that a task's ``evaluate`` looks at
 
 
+class Part(NamedTuple):
+    """Consecutive examples of a split, which is read as a ring; the order is random."""
+
+    first: jax.Array  # () int32, position in the split
+    count: jax.Array  # () int32
+
+
 class ImageTable(NamedTuple):
     """Several data sets at one resolution, one below the other.
 
@@ -29,21 +36,36 @@ class ImageTable(NamedTuple):
     mean: jax.Array  # (num_sets,) of the training pixels
     std: jax.Array  # (num_sets,)
 
-    def batch(self, dataset: jax.Array | int, split: str, key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
+    def batch(
+        self, dataset: jax.Array | int, split: str, key: jax.Array, num: int, part: Part | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Draws (num, pixels) float32 standardised inputs and (num,) labels."""
-        s = data.SPLITS.index(split)
-        return self._rows(dataset, self.starts[dataset, s] + jax.random.randint(key, (num,), 0, self.sizes[dataset, s]))
+        first, count = part or self.whole(dataset, split)
+        return self._rows(dataset, split, first + jax.random.randint(key, (num,), 0, count))
 
-    def spread(self, dataset: jax.Array | int, split: str, num: int) -> tuple[jax.Array, jax.Array]:
+    def spread(
+        self, dataset: jax.Array | int, split: str, num: int, part: Part | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """The same ``num`` examples at every call, evenly spaced over the split.
 
         A split with fewer examples gives each one about equally often.
         """
-        s = data.SPLITS.index(split)
-        position = (jnp.arange(num) / num * self.sizes[dataset, s]).astype(jnp.int32)
-        return self._rows(dataset, self.starts[dataset, s] + position)
+        first, count = part or self.whole(dataset, split)
+        return self._rows(dataset, split, first + (jnp.arange(num) / num * count).astype(jnp.int32))
 
-    def _rows(self, dataset, rows):
+    def whole(self, dataset: jax.Array | int, split: str) -> Part:
+        return Part(jnp.zeros((), jnp.int32), self.sizes[dataset, data.SPLITS.index(split)])
+
+    def draw_part(self, dataset: jax.Array | int, split: str, key: jax.Array, smallest: int) -> Part:
+        """A random part with a number of examples log-uniform from ``smallest`` to all."""
+        k_first, k_count = jax.random.split(key)
+        size = self.whole(dataset, split).count
+        count = smallest * ((size + 1) / smallest) ** jax.random.uniform(k_count)
+        return Part(jax.random.randint(k_first, (), 0, size), jnp.minimum(count.astype(jnp.int32), size))
+
+    def _rows(self, dataset, split, positions):
+        s = data.SPLITS.index(split)
+        rows = self.starts[dataset, s] + positions % self.sizes[dataset, s]
         inputs = (self.pixels[rows].astype(jnp.float32) - self.mean[dataset]) / self.std[dataset]
         return inputs, self.labels[rows]
 

@@ -4,6 +4,6 @@ To add one, write its constructor and add its line to ESTIMATORS; the contract t
 find it there.
 """
 
-from meta_train.estimators import es
+from meta_train.estimators import backprop, es
 
-ESTIMATORS = {"es": es.full_es, "es_single": es.es_single, "pes": es.pes}
+ESTIMATORS = {"es": es.full_es, "es_single": es.es_single, "pes": es.pes, "tbptt": backprop.tbptt}

@@ -45,7 +45,8 @@ def main(num_devices: int) -> None:
 
 def build(family: str, settings: dict) -> dict:
     from meta_train import devices, outer
-    from meta_train.estimators import ESTIMATORS, es
+    from meta_train.estimators import ESTIMATORS
+    from meta_train.estimators.samples import Config
     from meta_train.inner import supervised
     from meta_train.inner.horizon import LogUniform
     from metaopt import optimizers
@@ -54,7 +55,7 @@ def build(family: str, settings: dict) -> dict:
     optimizer, mesh = optimizers.build(family, **settings), devices.mesh()
     inner = supervised.Config(LogUniform(100, 1000, WINDOW), split="train", objective="linear")
     problem = supervised.build(optimizer, ImageMLP(width=32, depth=1, batch_size=64), inner)
-    estimator = ESTIMATORS["pes"](problem, es.Config(NUM_PAIRS, WINDOW), mesh)
+    estimator = ESTIMATORS["pes"](problem, Config(NUM_PAIRS, WINDOW), mesh)
     tx = outer.optimizer(outer.Config())
     init = lambda: outer.init(optimizer.init(jax.random.key(0)), [estimator], tx, jax.random.key(1))
     state = jax.jit(init, out_shardings=outer.shardings(mesh))()

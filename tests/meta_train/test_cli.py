@@ -24,13 +24,13 @@ def fails(capsys, *arguments) -> str:
         (["quadratics", "sigm=1"], "did you mean 'sigma'?"),
         (["quadratics", "settings.rul='sgd'"], "did you mean 'rule'?"),
         (["quadratics", "sigma=big"], "sigma takes float, got 'big'"),
-        (["quadratics", "num_pairs=1.5"], "num_pairs takes int, got '1.5'"),
+        (["quadratics", "num_samples=1.5"], "num_samples takes int, got '1.5'"),
         (["quadratics", "sigma"], "given as name=value, got 'sigma'"),
         (["quadratics", "shortest=0"], "a horizon needs 1 <= window"),
         (["quadratics", "estimator=pez"], "did you mean 'pes'?"),
         (["quadratics", "suite=quadratic"], "did you mean 'quadratics'?"),
         (["quadratics", "outer_steps=15"], "multiples of steps_per_dispatch"),
-        (["quadratics", "num_pairs=3", "--devices", "8"], "multiple of the 8 devices, got 3"),
+        (["quadratics", "num_samples=3", "--devices", "8"], "multiple of the 8 devices, got 3"),
         ([], "name a recipe (digits-quick, images-small, quadratics)"),
     ],
 )
@@ -85,8 +85,8 @@ def test_train_export_evaluate_report(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("METAOPT_CHECKPOINTS", str(tmp_path / "own"))
     # In this process the devices are already made; eight pairs suit them.
-    monkeypatch.setattr("meta_train.devices.make_cpu_devices", lambda num_pairs, num_devices: None)
-    changes = ["num_pairs=8", "shortest=20", "longest=40", "outer_steps=20", "steps_per_dispatch=10", "save_every=10"]
+    monkeypatch.setattr("meta_train.devices.make_cpu_devices", lambda num_samples, num_devices: None)
+    changes = ["num_samples=8", "shortest=20", "longest=40", "outer_steps=20", "steps_per_dispatch=10", "save_every=10"]
     assert cli.main(["train", "quadratics", *changes]) == 0
     assert cli.main(["export", "runs/quadratics", "tuned"]) == 0
     manifest = json.loads((tmp_path / "own" / "tuned" / "manifest.json").read_text())

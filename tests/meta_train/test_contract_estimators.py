@@ -1,0 +1,113 @@
+"""What every estimator promises, whatever its mathematics."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from meta_train import devices
+from meta_train.estimators import ESTIMATORS
+from meta_train.estimators.samples import Config
+from metaopt.core import InnerProblem
+from metaopt.errors import UserError
+from tests.meta_train.problems import THETA, linear_system, run_windows
+
+HORIZON = 12
+ONLINE = sorted(set(ESTIMATORS) - {"es"})  # those that keep episodes from window to window
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_eight_devices_give_what_one_gives(name):
+    config = Config(num_samples=16, window=3, sigma=0.1)
+    one, _ = run_windows(name, linear_system(HORIZON), config, 6, num_devices=1)
+    eight, _ = run_windows(name, linear_system(HORIZON), config, 6, num_devices=8)
+    np.testing.assert_allclose(one, eight, rtol=1e-5, atol=1e-6)  # another order of summation
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_chunks_give_what_all_samples_at_once_give(name, chunk):
+    config = Config(num_samples=8, window=3, sigma=0.1)
+    whole, _ = run_windows(name, linear_system(HORIZON), config, 6)
+    parts, _ = run_windows(name, linear_system(HORIZON), dataclasses.replace(config, chunk=chunk), 6)
+    np.testing.assert_allclose(whole, parts, rtol=1e-5, atol=1e-6)  # another order of summation
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_inner_steps_are_counted(name):
+    config = Config(num_samples=8, window=3, sigma=0.1)
+    _, metrics = run_windows(name, linear_system(HORIZON), config, 2)
+    per_sample = {"es": 2 * HORIZON, "tbptt": 3}.get(name, 2 * 3)  # both members of a pair count
+    np.testing.assert_array_equal(metrics["inner_steps"], [8 * per_sample] * 2)
+
+
+def test_samples_must_divide_over_the_devices():
+    with pytest.raises(UserError, match="multiple of the 8 devices, got 12"):
+        ESTIMATORS["pes"](linear_system(4), Config(num_samples=12), devices.mesh(8))
+
+
+def sabotaged(horizon, worst=float("inf"), inner_too=False):
+    """The linear system, but episodes whose key is odd have a loss that is not finite."""
+    base = linear_system(horizon)
+    is_bad = lambda key: jax.random.bits(key) % 2 == 1
+
+    def step(theta, episode):
+        episode, loss = base.step(theta, episode)
+        bad = is_bad(episode.key)
+        inner = jnp.where(bad & inner_too, jnp.nan, episode.inner)
+        return episode._replace(inner=inner), jnp.where(bad, jnp.nan, loss)
+
+    return InnerProblem(base.reset, step, worst), is_bad
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_a_sample_that_is_not_finite_leaves_the_others_alone(name):
+    problem, _ = sabotaged(4)
+    config = Config(num_samples=8, window=4, sigma=0.1)
+    grads, metrics = run_windows(name, problem, config, 1)
+    good = metrics["num_valid"][0]
+    assert 0 < good < 8
+    estimator = ESTIMATORS[name](linear_system(4), config, devices.mesh(1))
+    keys = estimator.init(THETA, jax.random.key(0)).key
+    sub = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, 1), 1))(keys)
+    kept = keys[jax.vmap(jax.random.bits)(sub) % 2 == 0]
+    single = ESTIMATORS[name](linear_system(4), Config(1, 4, 0.1), devices.mesh(1))
+    state = single.init(THETA, jax.random.key(0))
+    estimate = jax.jit(lambda k: single.estimate(THETA, state._replace(key=k[None]), None)[0])
+    alone = [estimate(k) for k in kept]
+    assert len(alone) == good
+    np.testing.assert_allclose(grads[0], np.mean(alone, axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_a_loss_beyond_the_worst_counts_as_the_worst(name):
+    problem, _ = sabotaged(4, worst=7.0)
+    grads, metrics = run_windows(name, problem, Config(num_samples=8, window=4, sigma=0.1), 1)
+    assert metrics["num_valid"][0] == 8 and 0 < metrics["frac_capped"][0] < 1
+    assert np.isfinite(grads).all()
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_a_dead_sample_starts_a_new_episode(name):
+    problem, _ = sabotaged(1000, worst=7.0, inner_too=True)
+    _, metrics = run_windows(name, problem, Config(num_samples=8, window=4, sigma=0.1, staggered=False), 12)
+    # Every reset draws a key that is good with chance one half, and good episodes last.
+    assert metrics["frac_dead"][0] > 0 and metrics["frac_dead"][-1] < metrics["frac_dead"][0]
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_staggered_samples_do_not_end_together(name):
+    config = Config(num_samples=32, window=2, sigma=0.1)
+    estimator = ESTIMATORS[name](linear_system(20), config, devices.mesh(1))
+    state = estimator.init(THETA, jax.random.key(0))
+    _, state, _ = jax.jit(estimator.estimate)(THETA, state, jax.random.key(0))
+    horizons = np.asarray(state.episode.horizon)
+    assert set(horizons) <= set(range(2, 21, 2)) and len(set(horizons)) > 4
+
+
+@pytest.mark.parametrize("bad", [{"num_samples": 0}, {"window": 0}, {"sigma": 0.0}, {"sigma": -1.0}, {"chunk": -1}])
+def test_impossible_settings_are_refused(bad):
+    with pytest.raises(UserError, match="num_samples and window must be at least 1|need a sigma above 0"):
+        ESTIMATORS["pes"](linear_system(4), Config(**bad), devices.mesh(1))

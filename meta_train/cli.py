@@ -16,13 +16,25 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command. User errors are one line on stderr and exit code 2."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a resumed run should not compile again
         jax.config.update("jax_compilation_cache_dir", str(data.cache_dir() / "jax"))
-    arguments = build_parser().parse_args(argv)
+    arguments = parse(argv)
     try:
         arguments.run(arguments)
     except UserError as error:
         print(f"metaopt: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes no more positionals after an option: "train RECIPE --dir D name=value".
+    settings = [word for word in rest if "=" in word and not word.startswith("-")]
+    if rest and (rest != settings or "settings" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if settings:
+        arguments.settings += settings
+    return arguments
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -102,8 +102,9 @@ class Estimator(NamedTuple):
       init: ``(theta, key) -> state``.
       estimate: ``(theta, state, key) -> (grad, state, metrics)``; ``grad`` has the
         structure of theta and points uphill on the meta-loss. ``metrics`` are ()
-        arrays and hold "meta_loss" and "num_valid", the number of samples that
-        contributed; the outer loop leaves theta alone where that is zero.
+        arrays and hold "meta_loss", "inner_steps", how many were run, and "num_valid",
+        the number of samples that contributed; the outer loop leaves theta alone where
+        that is zero.
     """
 
     init: Callable[[Theta, Key], PyTree]

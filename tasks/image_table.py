@@ -57,7 +57,10 @@ class ImageTable(NamedTuple):
         return Part(jnp.zeros((), jnp.int32), self.sizes[dataset, data.SPLITS.index(split)])
 
     def draw_part(self, dataset: jax.Array | int, split: str, key: jax.Array, smallest: int) -> Part:
-        """A random part with a number of examples log-uniform from ``smallest`` to all."""
+        """A random part with a number of examples log-uniform from ``smallest`` to all.
+
+        A split that is not larger than ``smallest`` stays whole.
+        """
         k_first, k_count = jax.random.split(key)
         size = self.whole(dataset, split).count
         count = smallest * ((size + 1) / smallest) ** jax.random.uniform(k_count)

@@ -14,7 +14,7 @@ ACTIVATIONS = ("relu", "tanh", "silu")
 
 def images_small() -> tuple[Task, ...]:
     """For meta-training: sampled MLPs on digits and Fashion-MNIST, three resolutions."""
-    sampled = functools.partial(ImageMLP, activations=ACTIVATIONS, init_spread=2.0, input_spread=2.0, min_train=500)
+    sampled = functools.partial(ImageMLP, activations=ACTIVATIONS, init_spread=2.0, input_spread=2.0, min_train=5000)
     return (
         Reparametrised(
             sampled(("digits", "fashion"), side=8, width=32, depth=3, min_width=8, min_depth=1, name="images-8"), 10.0

@@ -21,7 +21,7 @@ def test_every_command_parses():
     commands = re.findall(r"^metaopt ([^#\n]+)", README, re.MULTILINE)
     assert len(commands) >= 6
     for command in commands:
-        arguments = cli.build_parser().parse_args(command.split())
+        arguments = cli.parse(command.split())
         if getattr(arguments, "recipe", None):
             recipes.override(recipes.find(arguments.recipe), arguments.settings)
 

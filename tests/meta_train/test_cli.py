@@ -23,6 +23,7 @@ def fails(capsys, *arguments) -> str:
         (["digits-quik"], "unknown recipe 'digits-quik'; did you mean 'digits-quick'?"),
         (["quadratics", "sigm=1"], "did you mean 'sigma'?"),
         (["quadratics", "settings.rul='sgd'"], "did you mean 'rule'?"),
+        (["quadratics", "--dir", "here", "sigm=1"], "did you mean 'sigma'?"),
         (["quadratics", "sigma=big"], "sigma takes float, got 'big'"),
         (["quadratics", "num_samples=1.5"], "num_samples takes int, got '1.5'"),
         (["quadratics", "sigma"], "given as name=value, got 'sigma'"),

@@ -7,17 +7,16 @@ import optax
 import pytest
 
 from meta_train import devices, outer
-from meta_train.estimators import ESTIMATORS, es
+from meta_train.estimators import ESTIMATORS
+from meta_train.estimators.samples import Config
 from metaopt.core import Estimator
 from metaopt.errors import UserError
-from tests.meta_train.problems import linear_system, mean_loss
-
-THETA = jnp.array([0.5, -0.3])
+from tests.meta_train.problems import THETA, linear_system, mean_loss
 
 
 def fixed(grad, num_valid=1.0):
     """An estimator that always answers the same."""
-    metrics = {"meta_loss": jnp.float32(0), "num_valid": jnp.float32(num_valid)}
+    metrics = {"meta_loss": jnp.float32(0), "inner_steps": jnp.float32(1), "num_valid": jnp.float32(num_valid)}
     return Estimator(lambda theta, key: (), lambda theta, state, key: (jnp.array(grad), state, metrics))
 
 
@@ -50,7 +49,7 @@ def test_without_a_usable_gradient_nothing_moves(estimator):
 
 def test_a_chunk_is_that_many_single_steps_and_lowers_the_meta_loss():
     mesh = devices.mesh(1)
-    estimator = ESTIMATORS["es_single"](linear_system(6), es.Config(16, 3, 0.05), mesh)
+    estimator = ESTIMATORS["es_single"](linear_system(6), Config(16, 3, 0.05), mesh)
     tx = outer.optimizer(outer.Config(learning_rate=0.05, warmup=2, outer_steps=40))
     step = outer.build_step([estimator], tx, 1.0)
     start = jax.jit(lambda: outer.init(THETA, [estimator], tx, jax.random.key(0)))  # fresh buffers: one is donated
@@ -65,7 +64,7 @@ def test_a_chunk_is_that_many_single_steps_and_lowers_the_meta_loss():
 
 def test_a_run_compiles_once():
     mesh = devices.mesh(8)
-    estimator = ESTIMATORS["pes"](linear_system(6), es.Config(16, 3, 0.05), mesh)
+    estimator = ESTIMATORS["pes"](linear_system(6), Config(16, 3, 0.05), mesh)
     tx = optax.sgd(0.1)
     init = lambda: outer.init(THETA, [estimator], tx, jax.random.key(0))
     chunk = outer.build_chunk(outer.build_step([estimator], tx, 1.0), 2, mesh)

@@ -54,6 +54,7 @@ def test_absent_units_and_layers_have_no_gradient():
         drawn.input_scale,
         unit_mask=jnp.array([1.0] * 3 + [0.0] * 5),
         layer_mask=jnp.array([1.0, 1.0, 0.0]),
+        train_part=drawn.train_part,
     )
     grads = jax.grad(task.loss, argnums=1)(small, task.init(small, KEY), KEY)
     assert np.abs(grads["w0"][:, 3:]).max() == 0 and np.abs(grads["w0"][:, :3]).max() > 0

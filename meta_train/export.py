@@ -31,12 +31,30 @@ def export(run_dir: Path, name: str, step: int | None = None, summary: str = "")
         licence="Apache-2.0",
         meta_trained_on=[task.traits() for task in tasks],
         recipe=run.recipe_json(recipe),
-        cost={
-            "outer_steps": step,
-            "inner_steps": round(sum(row["inner_steps"] for row in rows)),
-            "hours": _hours(rows),
-        },
+        **_history(recipe.start),
+        cost=_added(
+            {
+                "outer_steps": step,
+                "inner_steps": round(sum(row["inner_steps"] for row in rows)),
+                "hours": _hours(rows),
+            },
+            recipe.start,
+        ),
     )
+
+
+def _history(start: str) -> dict:
+    """What the run began from, with its own recipe and history."""
+    if not start:
+        return {}
+    manifest = checkpoint.read_manifest(start)
+    return {"started_from": {k: manifest[k] for k in ("sha256", "recipe", "cost", "started_from") if k in manifest}}
+
+
+def _added(cost: dict, start: str) -> dict:
+    """The cost of all that led here."""
+    before = checkpoint.read_manifest(start).get("cost", {}) if start else {}
+    return {name: round(value + before.get(name, 0), 2) for name, value in cost.items()}
 
 
 def _hours(rows: list[dict]) -> float:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import meta_train.recipes
-from meta_train import outer
+from meta_train import outer, warm_start
 from meta_train.estimators import ESTIMATORS, samples
 from meta_train.inner import supervised
 from meta_train.inner.horizon import LogUniform
 from metaopt import optimizers
-from metaopt.core import LearnedOptimizer
+from metaopt.core import LearnedOptimizer, Theta
 from metaopt.errors import UserError, unknown
 from tasks import suites
 
@@ -28,6 +28,8 @@ class Recipe:
     suite: str = "digits"  # tasks.suites
     optimizer: str = "small_fc"  # metaopt.optimizers.FAMILIES
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the family
+    start: str = ""  # a checkpoint whose theta is begun from; none is a fresh one
+    only: str = ""  # entries of theta that are meta-trained, comma separated; none is all
     # inner problem
     shortest: int = 100  # inner steps of an episode, log-uniform
     longest: int = 1000
@@ -65,11 +67,23 @@ class Recipe:
                 f"{self.outer_steps}, {self.save_every} and {self.steps_per_dispatch}"
             )
         # Built here so that a bad setting is refused before anything is written.
-        for part in (self.learned_optimizer, self.inner, self.samples, self.outer):
+        # ``start`` waits until the devices are made: reading weights would make them.
+        optimizers.build(self.optimizer, **self.settings)
+        for part in (self.inner, self.samples, self.outer):
             part()
 
     def learned_optimizer(self) -> LearnedOptimizer:
-        return optimizers.build(self.optimizer, **self.settings)
+        optimizer = optimizers.build(self.optimizer, **self.settings)
+        if not self.start:
+            return optimizer
+        return warm_start.begin_from(optimizer, self._start(), self.only.split(",") if self.only else ())
+
+    def complete(self, theta: Theta) -> Theta:
+        """What is deployed: the theta of a run and the entries that it held constant."""
+        return {**self._start(), **theta} if self.start else theta
+
+    def _start(self) -> Theta:
+        return warm_start.read(self.start, self.optimizer, self.settings)
 
     def inner(self) -> supervised.Config:
         return supervised.Config(LogUniform(self.shortest, self.longest, self.window), self.split, self.objective)

@@ -57,6 +57,7 @@ def start(recipe: Recipe, run_dir: Path) -> Path:
     if run_dir.exists() and any(run_dir.iterdir()):
         remedy = "continue it with --resume" if (run_dir / "config.json").exists() else "choose another"
         raise UserError(f"run directory {run_dir} is not empty: {remedy}")
+    recipe.learned_optimizer()  # a bad ``start`` leaves nothing behind
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.json").write_text(json.dumps(recipe_json(recipe), indent=2) + "\n")
@@ -111,7 +112,7 @@ def read_theta(run_dir: Path, step: int | None = None) -> tuple[Theta, int]:
     # One device can hold what any number of them saved.
     state = store.restore(step, compile_recipe(recipe, devices.mesh(1)).init())
     store.close()
-    return state.theta, step
+    return recipe.complete(state.theta), step
 
 
 def _train(recipe: Recipe, run_dir: Path) -> Path:

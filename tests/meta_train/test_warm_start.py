@@ -1,0 +1,65 @@
+"""Runs that begin from a checkpoint."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from meta_train import export, recipe, run, warm_start
+from metaopt import checkpoint, optimizers
+from metaopt.errors import UserError
+
+SETTINGS = {"hidden": 2, "schedule": True}
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """A checkpoint "first" with known cost, and a short recipe that trains only its schedule."""
+    monkeypatch.setenv("METAOPT_CHECKPOINTS", str(tmp_path))
+    theta = optimizers.build("small_fc", **SETTINGS).init(jax.random.key(3))
+    cost = {"outer_steps": 7, "inner_steps": 70, "hours": 0.5}
+    checkpoint.save("first", "small_fc", SETTINGS, theta, recipe={"seed": 3}, cost=cost)
+    changes = ["num_samples=8", "shortest=10", "longest=20", "window=10", "outer_steps=20", "warmup=0", "save_every=10"]
+    second = recipe.override(recipe.find("quadratics"), [*changes, "start=first", "only=schedule"])
+    return theta, dataclasses.replace(second, optimizer="small_fc", settings=SETTINGS)
+
+
+def test_only_the_chosen_entry_moves_and_the_export_is_whole(begun, tmp_path):
+    theta, second = begun
+    directory = run.start(second, tmp_path / "run")
+    export.export(directory, "second")
+    new = checkpoint.read("second")
+    jax.tree.map(np.testing.assert_array_equal, new.theta["network"], theta["network"])
+    assert np.abs(new.theta["schedule"]).max() > 1e-4
+    assert new.manifest["cost"]["outer_steps"] == 27
+    assert new.manifest["cost"]["inner_steps"] == 70 + 20 * 2 * 8 * 10
+    assert new.manifest["started_from"]["recipe"] == {"seed": 3}
+
+
+def test_binding_a_part_is_binding_the_whole():
+    optimizer = optimizers.build("small_fc", **SETTINGS)
+    theta = optimizer.init(jax.random.key(0))
+    part = warm_start.begin_from(optimizer, theta, ["schedule"])
+    assert set(part.init(jax.random.key(1))) == {"schedule"}
+    params = {"w": jnp.ones((3, 2))}
+    changed = {"schedule": jnp.full_like(theta["schedule"], 0.1)}
+    steps = []
+    for tx in (part.bind(changed, num_steps=10), optimizer.bind({**theta, **changed}, num_steps=10)):
+        steps.append(tx.update(params, tx.init(params), params, value=jnp.float32(1.0))[0])
+    np.testing.assert_array_equal(steps[0]["w"], steps[1]["w"])
+
+
+def test_an_unknown_entry_is_named():
+    theta = {"schedule": jnp.zeros(2)}
+    with pytest.raises(UserError, match="did you mean 'schedule'"):
+        warm_start.begin_from(optimizers.build("small_fc"), theta, ["shedule"])
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused_before_anything_is_written(begun, tmp_path):
+    _, second = begun
+    other = dataclasses.replace(second, settings={"hidden": 3, "schedule": True})
+    with pytest.raises(UserError, match="checkpoint first is small_fc"):
+        run.start(other, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

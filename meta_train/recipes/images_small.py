@@ -14,8 +14,9 @@ than 10. Chunks of one sample stay in cache and are a third faster on CPU than a
 once; on a GPU set chunk=0.
 
 Known weakness: a window does not see what a large step does for the windows after it.
-It is early and good; evolution strategies, which see the whole episode, end lower on
-Fashion-MNIST (0.40 to 0.44 after 2,000 steps of images-14) and over-fit everywhere else.
+It is good early; evolution strategies, which see the whole episode, ended lower on
+Fashion-MNIST (0.40 against 0.43 after 2,000 steps of images-14) and over-fitted small
+sets (0.38 against 0.24 on mnist-28-mlp-32).
 """
 
 from meta_train.recipe import Recipe

@@ -7,6 +7,8 @@ from meta_train import run
 from metaopt import checkpoint
 from tasks import suites
 
+HISTORY = ("sha256", "recipe", "cost", "started_from")  # kept of the checkpoint a run began from
+
 
 def export(run_dir: Path, name: str, step: int | None = None, summary: str = "") -> Path:
     """Writes the meta-parameters of a run as a checkpoint and returns its folder.
@@ -22,6 +24,13 @@ def export(run_dir: Path, name: str, step: int | None = None, summary: str = "")
     tasks = suites.build(recipe.suite)
     rows = [json.loads(row) for row in (run_dir / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row["step"] <= step]
+    # What is deployed has seen, and cost, all that led here.
+    before = checkpoint.read_manifest(run_dir / run.START) if recipe.start else {}
+    cost = {
+        "outer_steps": step,
+        "inner_steps": round(sum(row["inner_steps"] for row in rows)),
+        "hours": _hours(rows),
+    }
     return checkpoint.save(
         name,
         recipe.optimizer,
@@ -29,32 +38,11 @@ def export(run_dir: Path, name: str, step: int | None = None, summary: str = "")
         theta,
         summary=summary,
         licence="Apache-2.0",
-        meta_trained_on=[task.traits() for task in tasks],
+        meta_trained_on=[*before.get("meta_trained_on", []), *[task.traits() for task in tasks]],
         recipe=run.recipe_json(recipe),
-        **_history(recipe.start),
-        cost=_added(
-            {
-                "outer_steps": step,
-                "inner_steps": round(sum(row["inner_steps"] for row in rows)),
-                "hours": _hours(rows),
-            },
-            recipe.start,
-        ),
+        cost={name: round(value + before.get("cost", {}).get(name, 0), 2) for name, value in cost.items()},
+        **({"started_from": {k: before[k] for k in HISTORY if k in before}} if before else {}),
     )
-
-
-def _history(start: str) -> dict:
-    """What the run began from, with its own recipe and history."""
-    if not start:
-        return {}
-    manifest = checkpoint.read_manifest(start)
-    return {"started_from": {k: manifest[k] for k in ("sha256", "recipe", "cost", "started_from") if k in manifest}}
-
-
-def _added(cost: dict, start: str) -> dict:
-    """The cost of all that led here."""
-    before = checkpoint.read_manifest(start).get("cost", {}) if start else {}
-    return {name: round(value + before.get(name, 0), 2) for name, value in cost.items()}
 
 
 def _hours(rows: list[dict]) -> float:

@@ -66,6 +66,8 @@ class Recipe:
                 "outer_steps and save_every must be multiples of steps_per_dispatch, got "
                 f"{self.outer_steps}, {self.save_every} and {self.steps_per_dispatch}"
             )
+        if self.only and not self.start:
+            raise UserError(f"only={self.only} holds the rest of theta at a checkpoint's: name it with start=")
         # Built here so that a bad setting is refused before anything is written.
         # ``start`` waits until the devices are made: reading weights would make them.
         optimizers.build(self.optimizer, **self.settings)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +21,12 @@ from meta_train.inner import supervised
 from meta_train.log import Log, Progress
 from meta_train.recipe import Recipe
 from meta_train.state import StateStore
+from metaopt import checkpoint
 from metaopt.core import Theta
 from metaopt.errors import UserError
 from tasks import suites
+
+START = "start"  # in a run directory: the checkpoint that it began from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,8 @@ def start(recipe: Recipe, run_dir: Path) -> Path:
     recipe.learned_optimizer()  # a bad ``start`` leaves nothing behind
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        if recipe.start:  # kept, so that a run goes on whatever becomes of the checkpoint
+            shutil.copytree(checkpoint.find(recipe.start), run_dir / START)
         (run_dir / "config.json").write_text(json.dumps(recipe_json(recipe), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to run directory {run_dir}: {error.strerror}") from error
@@ -104,7 +110,7 @@ def recipe_json(recipe: Recipe) -> dict:
 
 def read_theta(run_dir: Path, step: int | None = None) -> tuple[Theta, int]:
     """The meta-parameters of a saved outer step, the newest by default, and that step."""
-    recipe = read_recipe(run_dir)
+    recipe = _self_contained(read_recipe(run_dir), run_dir)
     store = StateStore(run_dir)
     step = store.latest() if step is None else step
     if step is None:
@@ -115,8 +121,13 @@ def read_theta(run_dir: Path, step: int | None = None) -> tuple[Theta, int]:
     return recipe.complete(state.theta), step
 
 
+def _self_contained(recipe: Recipe, run_dir: Path) -> Recipe:
+    """The recipe with the run's own copy of the checkpoint it begins from."""
+    return dataclasses.replace(recipe, start=str((run_dir / START).resolve())) if recipe.start else recipe
+
+
 def _train(recipe: Recipe, run_dir: Path) -> Path:
-    program = compile_recipe(recipe, devices.mesh())
+    program = compile_recipe(_self_contained(recipe, run_dir), devices.mesh())
     state, store = program.init(), StateStore(run_dir)
     if (saved := store.latest()) is not None:
         state = store.restore(saved, state)

@@ -70,7 +70,7 @@ def read(name: str | Path) -> Checkpoint:
     Raises:
       UserError: naming what is wrong with it.
     """
-    folder = _find(name)
+    folder = find(name)
     manifest = read_manifest(folder)
     optimizer = optimizers.build(manifest["family"], **manifest["config"])
     path = folder / WEIGHTS
@@ -88,7 +88,7 @@ def read(name: str | Path) -> Checkpoint:
 
 def read_manifest(name: str | Path) -> dict[str, Any]:
     """The manifest of a checkpoint. Raises UserError if it is missing or unreadable."""
-    path = _find(name) / MANIFEST
+    path = find(name) / MANIFEST
     try:
         manifest = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -152,7 +152,7 @@ def save(name: str | Path, family: str, config: dict[str, Any], theta: Theta, **
 
 def record(name: str | Path, **about: Any) -> None:
     """Adds fields to the manifest of a checkpoint, e.g. what was measured; the weights stay."""
-    path = _find(name) / MANIFEST
+    path = find(name) / MANIFEST
     manifest = read_manifest(name)
     for field, value in about.items():
         old = manifest.get(field)
@@ -160,7 +160,8 @@ def record(name: str | Path, **about: Any) -> None:
     path.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _find(name: str | Path) -> Path:
+def find(name: str | Path) -> Path:
+    """The folder of a checkpoint. Raises UserError, naming the nearest, if there is none."""
     candidates = [Path(name)] if len(Path(name).parts) > 1 else [folder / name for folder in folders()]
     for candidate in candidates:
         if (candidate / MANIFEST).is_file():

@@ -1,6 +1,7 @@
 """Runs that begin from a checkpoint."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,8 @@ def begun(tmp_path, monkeypatch):
     monkeypatch.setenv("METAOPT_CHECKPOINTS", str(tmp_path))
     theta = optimizers.build("small_fc", **SETTINGS).init(jax.random.key(3))
     cost = {"outer_steps": 7, "inner_steps": 70, "hours": 0.5}
-    checkpoint.save("first", "small_fc", SETTINGS, theta, recipe={"seed": 3}, cost=cost)
+    about = {"recipe": {"seed": 3}, "cost": cost, "meta_trained_on": [{"family": "mlp"}]}
+    checkpoint.save("first", "small_fc", SETTINGS, theta, **about)
     changes = ["num_samples=8", "shortest=10", "longest=20", "window=10", "outer_steps=20", "warmup=0", "save_every=10"]
     second = recipe.override(recipe.find("quadratics"), [*changes, "start=first", "only=schedule"])
     return theta, dataclasses.replace(second, optimizer="small_fc", settings=SETTINGS)
@@ -36,6 +38,18 @@ def test_only_the_chosen_entry_moves_and_the_export_is_whole(begun, tmp_path):
     assert new.manifest["cost"]["outer_steps"] == 27
     assert new.manifest["cost"]["inner_steps"] == 70 + 20 * 2 * 8 * 10
     assert new.manifest["started_from"]["recipe"] == {"seed": 3}
+    assert [traits["family"] for traits in new.manifest["meta_trained_on"]] == ["mlp", "quadratic"]
+
+
+def test_a_run_keeps_what_it_began_from(begun, tmp_path):
+    theta, second = begun
+    directory = run.start(second, tmp_path / "run")
+    before, _ = run.read_theta(directory)
+    other = jax.tree.map(lambda t: t + 1.0, theta)
+    checkpoint.save("other", "small_fc", SETTINGS, other)
+    shutil.rmtree(tmp_path / "first")
+    (tmp_path / "other").rename(tmp_path / "first")
+    jax.tree.map(np.testing.assert_array_equal, run.read_theta(directory)[0], before)
 
 
 def test_binding_a_part_is_binding_the_whole():

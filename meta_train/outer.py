@@ -37,7 +37,6 @@ class TrainState:
     theta: Theta
     opt_state: Any  # of the outer optimizer
     estimators: Any  # one state per inner problem
-    key: Any  # ()
     step: Any  # () int32, outer steps done
 
 
@@ -52,7 +51,7 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 def init(theta: Theta, estimators: Sequence[Estimator], tx: optax.GradientTransformation, key: Key) -> TrainState:
     """The state before the first outer step."""
     states = tuple(e.init(theta, jax.random.fold_in(key, i)) for i, e in enumerate(estimators))
-    return TrainState(theta, tx.init(theta), states, key, jnp.zeros((), jnp.int32))
+    return TrainState(theta, tx.init(theta), states, jnp.zeros((), jnp.int32))
 
 
 def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation, clip: float):
@@ -68,10 +67,9 @@ def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation
     """
 
     def step(state: TrainState):
-        key = jax.random.fold_in(state.key, state.step)
         grads, states, metrics = [], [], {}
         for i, estimator in enumerate(estimators):
-            grad, new, measured = estimator.estimate(state.theta, state.estimators[i], jax.random.fold_in(key, i))
+            grad, new, measured = estimator.estimate(state.theta, state.estimators[i], state.step)
             norm = optax.tree.norm(grad)
             shrink = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
             grads.append(jax.tree.map(lambda g, s=shrink: s * g, grad))
@@ -96,7 +94,7 @@ def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation
             "theta_norm": optax.tree.norm(theta),
             "skipped": 1.0 - accept,
         }
-        return TrainState(theta, opt_state, tuple(states), state.key, state.step + 1), metrics
+        return TrainState(theta, opt_state, tuple(states), state.step + 1), metrics
 
     return step
 
@@ -107,7 +105,7 @@ def shardings(mesh: Mesh) -> TrainState:
     Given to everything that makes a state, so that no dispatch compiles twice.
     """
     everywhere, by_sample = NamedSharding(mesh, P()), NamedSharding(mesh, P(devices.SAMPLE_AXIS))
-    return TrainState(everywhere, everywhere, by_sample, everywhere, everywhere)
+    return TrainState(everywhere, everywhere, by_sample, everywhere)
 
 
 def build_chunk(step, length: int, mesh: Mesh):

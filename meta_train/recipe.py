@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import meta_train.recipes
-from meta_train import outer, warm_start
-from meta_train.estimators import ESTIMATORS, samples
+from meta_train import estimators, outer, warm_start
+from meta_train.estimators import samples
 from meta_train.inner import supervised
-from meta_train.inner.horizon import LogUniform
+from meta_train.inner.forcing import Expert
+from meta_train.inner.horizon import Horizon
 from metaopt import optimizers
 from metaopt.core import LearnedOptimizer, Theta
 from metaopt.errors import UserError, unknown
@@ -31,12 +32,21 @@ class Recipe:
     start: str = ""  # a checkpoint whose theta is begun from; none is a fresh one
     only: str = ""  # entries of theta that are meta-trained, comma separated; none is all
     # inner problem
-    shortest: int = 100  # inner steps of an episode, log-uniform
+    shortest: int = 100  # inner steps of an episode
     longest: int = 1000
+    distribution: str = "log_uniform"  # of the lengths: log_uniform or uniform
+    growth: int = 0  # outer steps over which longest grows from shortest; 0 is at once
     split: str = "valid"  # whose loss is the meta-loss: train or valid
     objective: str = "log"  # log or linear, of the loss relative to its start
+    combine: str = "mean"  # how losses make the meta-objective: mean, last, fresh (last, on fresh batches), min
+    first_order: bool = False  # gradients of the inner loss are not differentiated
+    expert: dict[str, Any] = dataclasses.field(default_factory=dict)  # of inner.forcing.Expert; {} is none
+    resume: int = 0  # states kept of each sample to begin episodes from, see estimators.resume
+    resume_fresh: float = 0.2  # share of the episodes that are new all the same
     # estimator
     estimator: str = "es_single"  # meta_train.estimators.ESTIMATORS
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the estimator
+    shaping: str = "none"  # of the losses of evolution strategies: none, sign, rank, normalised
     num_samples: int = 16  # for each task of the suite; for evolution strategies, antithetic pairs
     window: int = 50  # inner steps between two outer steps
     sigma: float = 0.01  # standard deviation of the perturbations of theta
@@ -56,8 +66,7 @@ class Recipe:
     def __post_init__(self):
         if self.suite not in suites.SUITES:
             raise unknown("suite", self.suite, suites.SUITES)
-        if self.estimator not in ESTIMATORS:
-            raise unknown("estimator", self.estimator, ESTIMATORS)
+        estimators.check(self.estimator, self.options)
         for name in ("outer_steps", "steps_per_dispatch", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -88,10 +97,26 @@ class Recipe:
         return warm_start.read(self.start, self.optimizer, self.settings)
 
     def inner(self) -> supervised.Config:
-        return supervised.Config(LogUniform(self.shortest, self.longest, self.window), self.split, self.objective)
+        return supervised.Config(
+            Horizon(self.shortest, self.longest, self.window, self.distribution, self.growth),
+            self.split,
+            self.objective,
+            self.first_order,
+            _expert(self.expert) if self.expert else None,
+        )
 
     def samples(self) -> samples.Config:
-        return samples.Config(self.num_samples, self.window, self.sigma, sample_clip=self.sample_clip, chunk=self.chunk)
+        return samples.Config(
+            self.num_samples,
+            self.window,
+            self.sigma,
+            sample_clip=self.sample_clip,
+            chunk=self.chunk,
+            combine=self.combine,
+            shaping=self.shaping,
+            resume=self.resume,
+            resume_fresh=self.resume_fresh,
+        )
 
     def outer(self) -> outer.Config:
         return outer.Config(self.learning_rate, self.warmup, self.outer_steps, self.clip, self.weight_decay)
@@ -112,23 +137,26 @@ def find(name: str) -> Recipe:
 def override(recipe: Recipe, pairs: list[str]) -> Recipe:
     """Applies ``name=value`` settings, ``settings.name=value`` for the family's own.
 
+    ``options`` of the estimator and ``expert`` are given like ``settings``.
+
     Raises:
       UserError: for an unknown name or a value of another type than the default's.
     """
-    fields = {f.name for f in dataclasses.fields(Recipe)} - {"settings"}
+    fields = {f.name for f in dataclasses.fields(Recipe)}
+    groups = {name: dict(getattr(recipe, name)) for name in fields if isinstance(getattr(recipe, name), dict)}
     changes: dict[str, Any] = {}
-    settings = dict(recipe.settings)
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise UserError(f"settings are given as name=value, got {pair!r}")
-        if name.startswith("settings."):
-            settings[name.removeprefix("settings.")] = _literal(text)
-        elif name not in fields:
-            raise unknown("setting", name, fields)
+        group, dot, entry = name.partition(".")
+        if dot and group in groups:
+            groups[group][entry] = _literal(text)
+        elif name not in fields - set(groups):
+            raise unknown("setting", name, fields - set(groups))
         else:
             changes[name] = _typed(name, text, getattr(recipe, name))
-    return dataclasses.replace(recipe, **changes, settings=settings)
+    return dataclasses.replace(recipe, **changes, **groups)
 
 
 def from_json(values: dict[str, Any]) -> Recipe:
@@ -138,6 +166,14 @@ def from_json(values: dict[str, Any]) -> Recipe:
         if name not in fields:
             raise unknown("setting", name, fields)
     return Recipe(**values)
+
+
+def _expert(settings: dict[str, Any]) -> Expert:
+    known = {f.name for f in dataclasses.fields(Expert)}
+    for name in settings:
+        if name not in known:
+            raise unknown("setting of an expert", name, known)
+    return Expert(**settings)
 
 
 def _literal(text: str):

@@ -14,9 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from meta_train import devices, outer
+from meta_train import devices, estimators, outer
 from meta_train import recipe as recipes
-from meta_train.estimators import ESTIMATORS
 from meta_train.inner import supervised
 from meta_train.log import Log, Progress
 from meta_train.recipe import Recipe
@@ -41,14 +40,14 @@ def compile_recipe(recipe: Recipe, mesh: Mesh) -> Program:
     """Builds what the recipe describes, for the devices of ``mesh``."""
     optimizer = recipe.learned_optimizer()
     problems = [supervised.build(optimizer, task, recipe.inner()) for task in suites.build(recipe.suite)]
-    estimators = [ESTIMATORS[recipe.estimator](p, recipe.samples(), mesh) for p in problems]
+    built = [estimators.build(recipe.estimator, p, recipe.samples(), mesh, **recipe.options) for p in problems]
     tx = outer.optimizer(recipe.outer())
 
     def init():
         k_theta, k_run = jax.random.split(jax.random.key(recipe.seed))
-        return outer.init(optimizer.init(k_theta), estimators, tx, k_run)
+        return outer.init(optimizer.init(k_theta), built, tx, k_run)
 
-    chunk = outer.build_chunk(outer.build_step(estimators, tx, recipe.clip), recipe.steps_per_dispatch, mesh)
+    chunk = outer.build_chunk(outer.build_step(built, tx, recipe.clip), recipe.steps_per_dispatch, mesh)
     return Program(jax.jit(init, out_shardings=outer.shardings(mesh)), chunk)
 
 

@@ -34,7 +34,11 @@ class LearnedOptimizer(NamedTuple):
 
 
 class Task(Protocol):
-    """A distribution of problems; every method is pure and vmappable."""
+    """A distribution of problems; every method is pure and vmappable.
+
+    A task of classification may also have ``outputs``, called like ``loss``: the
+    (num, classes) logits of the same batch.
+    """
 
     @property
     def name(self) -> str: ...
@@ -79,20 +83,44 @@ class Episode(NamedTuple):
     inner: PyTree  # parameters, optimizer state: what theta acts on
 
 
+class Learner(NamedTuple):
+    """What an inner problem learns, for estimators that compare parameters.
+
+    Attributes:
+      params: ``episode -> params``.
+      loss: ``(episode, params) -> ()``, the inner objective on a batch that belongs
+        to the step the episode is at.
+      outputs: ``(episode, params) -> (num, classes)`` logits on that batch; None where
+        parameters have none.
+    """
+
+    params: Callable[[Episode], Params]
+    loss: Callable[[Episode, Params], jax.Array]
+    outputs: Callable[[Episode, Params], jax.Array] | None = None
+
+
 class InnerProblem(NamedTuple):
     """Whatever can be meta-trained on.
 
     Attributes:
-      reset: ``(theta, key) -> Episode``, a new episode at step 0.
+      reset: ``(theta, key, outer_step) -> Episode``, a new episode at step 0;
+        ``outer_step`` () int32 is what curricula go by.
       step: ``(theta, episode) -> (episode, loss)``, one inner step; ``loss`` () is
-        what the meta-objective averages.
+        what the meta-objective is made of.
       worst: a loss above it, or not finite, counts as this much, so that a member
         that diverged is a bad sample and not the end of the run.
+      longest: most inner steps of an episode; 0 where there is no bound.
+      final: ``episode -> ()``, the loss of the state as it stands, on fresh batches;
+        None where there is nothing but the losses of the steps.
+      learner: None where nothing with parameters is learned.
     """
 
-    reset: Callable[[Theta, Key], Episode]
+    reset: Callable[[Theta, Key, jax.Array | int], Episode]
     step: Callable[[Theta, Episode], tuple[Episode, jax.Array]]
     worst: float = float("inf")
+    longest: int = 0
+    final: Callable[[Episode], jax.Array] | None = None
+    learner: Learner | None = None
 
 
 class Estimator(NamedTuple):
@@ -100,7 +128,7 @@ class Estimator(NamedTuple):
 
     Attributes:
       init: ``(theta, key) -> state``.
-      estimate: ``(theta, state, key) -> (grad, state, metrics)``; ``grad`` has the
+      estimate: ``(theta, state, outer_step) -> (grad, state, metrics)``; ``grad`` has the
         structure of theta and points uphill on the meta-loss. ``metrics`` are ()
         arrays and hold "meta_loss", "inner_steps", how many were run, and "num_valid",
         the number of samples that contributed; the outer loop leaves theta alone where
@@ -108,4 +136,4 @@ class Estimator(NamedTuple):
     """
 
     init: Callable[[Theta, Key], PyTree]
-    estimate: Callable[[Theta, PyTree, Key], tuple[Theta, PyTree, dict[str, jax.Array]]]
+    estimate: Callable[[Theta, PyTree, jax.Array | int], tuple[Theta, PyTree, dict[str, jax.Array]]]

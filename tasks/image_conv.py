@@ -64,10 +64,18 @@ class ImageConv:
             hidden = jax.nn.relu(hidden + p["b"])
         return jnp.mean(hidden, axis=(1, 2)) @ params["head"]["w"] + params["head"]["b"]
 
+    def outputs(self, task_params, params, key, split: str = "train"):
+        del task_params
+        return self._on_batch(params, key, split)[0]
+
     def loss(self, task_params, params, key, split: str = "train"):
         del task_params
+        logits, labels = self._on_batch(params, key, split)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    def _on_batch(self, params, key, split: str):
         inputs, labels = self.table.batch(0, split, key, self.batch_size)
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(self.logits(params, inputs), labels))
+        return self.logits(params, inputs), labels
 
     def evaluate(self, task_params, params, split: str):
         del task_params

@@ -128,16 +128,21 @@ class ImageMLP:
             return functions[0](x)
         return sum(task_params.activation[i] * f(x) for i, f in enumerate(functions))
 
+    def outputs(self, task_params: Sampled, params, key, split: str = "train"):
+        return self._on_batch(task_params, params, key, split)[0]
+
     def loss(self, task_params: Sampled, params, key, split: str = "train"):
-        inputs, labels = self.table.batch(
-            task_params.dataset, split, key, self.batch_size, self._part(task_params, split)
-        )
-        logits = self.logits(task_params, params, inputs)
+        logits, labels = self._on_batch(task_params, params, key, split)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     def evaluate(self, task_params: Sampled, params, split: str):
         inputs, labels = self.table.spread(task_params.dataset, split, EVALUATED, self._part(task_params, split))
         return image_table.classification(self.logits(task_params, params, inputs), labels)
+
+    def _on_batch(self, task_params: Sampled, params, key, split: str):
+        part = self._part(task_params, split)
+        inputs, labels = self.table.batch(task_params.dataset, split, key, self.batch_size, part)
+        return self.logits(task_params, params, inputs), labels
 
     def _part(self, task_params: Sampled, split: str):
         return task_params.train_part if split == "train" else None

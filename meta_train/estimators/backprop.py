@@ -1,17 +1,18 @@
-"""Truncated backpropagation through time."""
+"""Reverse mode: backpropagation through a window or through whole episodes."""
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from meta_train.estimators import samples
+from meta_train.estimators import samples, window
 from meta_train.estimators.samples import Config, Measured, Samples
 from metaopt.core import Episode, Estimator, InnerProblem, Theta
+from metaopt.errors import UserError
 
 
 def tbptt(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
-    """The exact gradient of the mean loss of one window, with its start held constant.
+    """Truncated backpropagation through time: a window, with its start held constant.
 
         g = mean_i  grad_theta L(theta + e_i; s_i),   e_i ~ N(0, sigma^2), one for an episode
 
@@ -25,37 +26,85 @@ def tbptt(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
 
     Sources: Werbos, 1990; smoothed, Metz et al., arXiv:1810.10180.
     """
+    windows = window.build(problem, config.window, config.combine)
 
-    def mean_loss(theta: Theta, episode: Episode):
-        def body(episode, _):
-            episode, loss = problem.step(theta, episode)
-            return episode, samples.cap(loss, problem.worst)
+    def loss_of(theta: Theta, episode: Episode):
+        episode, ran = windows.run(theta, episode)
+        return ran.loss, (episode, ran)
 
-        episode, (losses, capped) = jax.lax.scan(jax.checkpoint(body), episode, length=config.window)
-        return jnp.mean(losses), (episode, jnp.mean(capped))
-
-    def estimate_one(theta: Theta, sample: Samples):
+    def estimate_one(theta: Theta, sample: Samples, outer_step):
         sample = sample._replace(draw=sample.draw + sample.done)
-        theta = jax.tree.map(jnp.add, theta, samples.perturbation(theta, sample, config.sigma))
-        fresh = problem.reset(theta, samples.subkey(sample, "episode"))
-        episode = samples.current(sample, fresh, config)
-        (loss, (episode, capped)), grad = jax.value_and_grad(mean_loss, has_aux=True)(theta, episode)
-        norm = optax.tree.norm(grad)
-        if config.sample_clip:
-            grad = jax.tree.map(lambda g: g * jnp.minimum(1.0, config.sample_clip / norm), grad)
-        measured = Measured(
-            grad=grad,
-            valid=jnp.isfinite(norm) & jnp.isfinite(loss),
-            dead=samples.is_dead(episode),
-            capped=capped,
-            inner_steps=config.window,
-            metrics={"meta_loss": loss, "sample_norm": norm},
-        )
-        done = (episode.step >= episode.horizon) | measured.dead
-        return measured, sample._replace(done=done, episode=episode)
+        theta = perturbed(theta, sample, config.sigma)
+        fresh = windows.reset(theta, samples.subkey(sample, "episode"), outer_step)
+        episode = samples.begin(sample, fresh, config)
+        (loss, (ended, ran)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, episode)
+        measured = measure(grad, loss, samples.is_dead(ended), ran.capped, config.window, config.sample_clip)
+        return measured, samples.finish(sample, episode, ended, ran.losses, measured.dead)
 
     def init(theta, key):
-        start = lambda sample: problem.reset(theta, samples.subkey(sample, "episode"))
-        return samples.init(config, key, start)
+        return samples.init(config, key, lambda sample: windows.reset(theta, samples.subkey(sample, "episode"), 0))
 
     return Estimator(init, samples.spread(estimate_one, config, mesh))
+
+
+def backprop(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
+    """Full backpropagation: every estimate differentiates whole episodes, exactly.
+
+        g = mean_i  grad_theta L(theta + e_i),   e_i ~ N(0, sigma^2)
+
+    Also through the reset, where the first state depends on theta. All samples run for
+    ``problem.longest`` steps; what lies beyond a sample's own horizon does not count.
+
+    Memory: the states between windows and those of one window, so about sqrt(T) of
+    them with windows of sqrt(T) steps; every step is run twice more in the reverse pass.
+
+    Raises:
+      UserError: if the episodes of ``problem`` have no bound.
+    """
+    if not problem.longest:
+        raise UserError("full backpropagation needs to know the longest episode: set InnerProblem.longest")
+    windows = window.build(problem, config.window, config.combine)
+    num_windows = -(-problem.longest // config.window)
+
+    def loss_of(theta: Theta, sample: Samples, outer_step):
+        @jax.checkpoint
+        def body(episode, _):
+            active = episode.step < episode.horizon
+            ended, ran = windows.run(theta, episode)
+            return samples.where(active, ended, episode), (jnp.where(active, ran.loss, 0.0), active * ran.capped)
+
+        episode = windows.reset(theta, samples.subkey(sample, "episode"), outer_step)
+        episode, (losses, capped) = jax.lax.scan(body, episode, length=num_windows)
+        share = config.window / episode.step
+        return jnp.sum(losses) * share, (episode, jnp.sum(capped) * share)
+
+    def estimate_one(theta: Theta, sample: Samples, outer_step):
+        sample = sample._replace(draw=sample.draw + 1)
+        theta = perturbed(theta, sample, config.sigma)
+        (loss, (episode, capped)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, sample, outer_step)
+        dead = samples.is_dead(episode)
+        return measure(grad, loss, dead, capped, num_windows * config.window, config.sample_clip), sample
+
+    return Estimator(lambda theta, key: samples.init(config, key), samples.spread(estimate_one, config, mesh))
+
+
+def perturbed(theta: Theta, sample: Samples, sigma: float) -> Theta:
+    """theta where gradients are taken: itself for sigma = 0, else smoothed over samples."""
+    if not sigma:
+        return theta
+    return jax.tree.map(jnp.add, theta, samples.perturbation(theta, sample, sigma))
+
+
+def measure(grad: Theta, loss, dead, capped, inner_steps, sample_clip: float) -> Measured:
+    """What a differentiated sample contributes, its gradient not longer than ``sample_clip``."""
+    norm = optax.tree.norm(grad)
+    if sample_clip:
+        grad = jax.tree.map(lambda g: g * jnp.minimum(1.0, sample_clip / norm), grad)
+    return Measured(
+        grad=grad,
+        valid=jnp.isfinite(norm) & jnp.isfinite(loss),
+        dead=dead,
+        capped=capped,
+        inner_steps=inner_steps,
+        metrics={"meta_loss": loss, "sample_norm": norm},
+    )

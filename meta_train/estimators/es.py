@@ -1,94 +1,204 @@
-"""Evolution strategies in antithetic pairs: full-unroll ES, PES, ES-Single.
+"""Evolution strategies: one implementation, a constructor for each published method.
 
-A pair i runs two members from the same start with theta + e_i and theta - e_i, on
-the same data. With window losses L+ and L-, the estimate is
+A sample i runs members from the same start on the same data, with theta + e_i and
+theta - e_i. With window losses L+ and L-, the estimate is
 
     g = mean_i  w_i (L+_i - L-_i) / (2 sigma^2)
 
-The methods differ in when e_i is drawn, in the weight w_i and in what is kept:
+The methods differ in when e_i is drawn, in its weight w_i and in what is kept:
 
-    full ES     once per episode    w = e               nothing, an estimate is an episode
-    PES         every window        w = sum of all e    both members
-    ES-Single   once per episode    w = e               both members
+    full ES        once per episode     w = e               nothing, an estimate is an episode
+    truncated ES   every window         w = e               one state, the same for both members
+    PES            every window         w = sum of all e    both members
+    GPES           every M windows      w = sum of all e    both members
+    ES-Single      once per episode     w = e               both members
+    ES-Gen         a mixture of PES and ES-Single           both members
 
-Sources: PES, Vicol et al., arXiv:2112.13835; ES-Single, Vicol, arXiv:2304.11153.
+Sources: PES, Vicol et al., arXiv:2112.13835; ES-Single and ES-Gen, Vicol,
+arXiv:2304.11153; GPES, Li et al., arXiv:2304.12180.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from meta_train.estimators import samples
+from meta_train.estimators import samples, shaping, window
 from meta_train.estimators.samples import Config, Measured, Samples
-from metaopt.core import Episode, Estimator, InnerProblem, Theta
-from metaopt.errors import UserError
+from meta_train.estimators.window import Ran, Window
+from metaopt.core import Episode, Estimator, InnerProblem, PyTree, Theta
+from metaopt.errors import UserError, unknown
 
-# Both members share all of an episode but ``inner``, which has a leading axis of 2.
+# Members share all of an episode but ``inner``, which has a leading axis of members.
 MEMBERS = Episode(key=None, step=None, horizon=None, problem=None, inner=0)
+PAIR = (1.0, -1.0)  # signs of the perturbation of each member
+
+
+class Noise(NamedTuple):
+    """How the perturbations of one sample are drawn and weighed.
+
+    Attributes:
+      init: ``theta -> memory``.
+      draw: ``(theta, sample) -> (e, w, sample)`` at the start of a window; the sample's
+        ``done`` says that an episode begins.
+    """
+
+    init: Callable[[Theta], PyTree]
+    draw: Callable[[Theta, Samples], tuple[Theta, Theta, Samples]]
+
+
+def es_single(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
+    """ES-Single, or NRES: one perturbation for a whole episode, whatever the window.
+
+    Nothing but a key is kept of it: it is drawn again in every window.
+    """
+
+    def draw(theta, sample):
+        sample = sample._replace(draw=sample.draw + sample.done)
+        eps = samples.perturbation(theta, sample, config.sigma)
+        return eps, eps, sample
+
+    return _online(problem, config, mesh, Noise(lambda theta: (), draw))
 
 
 def pes(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
     """Persistent evolution strategies: unbiased over windows, fresh noise in each."""
-    return _online(problem, config, mesh, fresh_noise=True)
+    return gpes(problem, config, mesh, windows_per_draw=1)
 
 
-def es_single(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
-    """ES-Single: one perturbation for a whole episode, whatever the window."""
-    return _online(problem, config, mesh, fresh_noise=False)
+def gpes(problem: InnerProblem, config: Config, mesh: Mesh, windows_per_draw: int = 2) -> Estimator:
+    """GPES_K with K = windows_per_draw windows: between PES (1) and ES-Single (an episode)."""
+    if windows_per_draw < 1:
+        raise UserError(f"windows_per_draw must be at least 1, got {windows_per_draw}")
+    return _online(problem, config, mesh, accumulated(config, windows_per_draw))
 
 
-def full_es(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
+def accumulated(config: Config, windows_per_draw: int) -> Noise:
+    """Noise drawn every so many windows, weighed by its sum since the episode began."""
+    period = windows_per_draw * config.window
+
+    def draw(theta, sample):
+        # A window of an episode that goes on begins where the last one ended.
+        fresh = sample.done | (sample.episode.step % period == 0)
+        sample = sample._replace(draw=sample.draw + fresh)
+        eps = samples.perturbation(theta, sample, config.sigma)
+        history = jax.tree.map(lambda a: jnp.where(sample.done, 0.0, a), sample.memory)
+        total = jax.tree.map(lambda a, e: a + jnp.where(fresh, e, 0.0), history, eps)
+        return eps, total, sample._replace(memory=total)
+
+    return Noise(lambda theta: jax.tree.map(jnp.zeros_like, theta), draw)
+
+
+def es_gen(problem: InnerProblem, config: Config, mesh: Mesh, shared: float = 0.7, fresh: float = 0.7) -> Estimator:
+    """ES-Gen: e = shared * e_s + fresh * e_u, of ES-Single's noise and PES's.
+
+    w = (shared * e_s + fresh * sum of all e_u) / (shared^2 + fresh^2)
+    """
+    if not shared**2 + fresh**2:
+        raise UserError("es_gen needs shared or fresh above 0")
+    windows = accumulated(config, 1)
+
+    def draw(theta, sample):
+        history, began = sample.memory
+        eps, total, sample = windows.draw(theta, sample._replace(memory=history))
+        began = jnp.where(sample.done, sample.draw, began)
+        whole = samples.perturbation(theta, sample._replace(draw=began), config.sigma, "shared noise")
+        mix = lambda s, u: shared * s + fresh * u
+        weight = jax.tree.map(lambda s, u: mix(s, u) / (shared**2 + fresh**2), whole, total)
+        return jax.tree.map(mix, whole, eps), weight, sample._replace(memory=(total, began))
+
+    return _online(problem, config, mesh, Noise(lambda theta: (windows.init(theta), jnp.int32(0)), draw))
+
+
+def truncated_es(problem: InnerProblem, config: Config, mesh: Mesh, advance: str = "mean") -> Estimator:
+    """Truncated ES: every window is an episode of its own; biased like truncated backpropagation.
+
+    Both members start each window from one state. It goes on with theta itself
+    (advance="mean", a third member) or is the first member's ("pos").
+    """
+    if advance not in ("mean", "pos"):
+        raise unknown("advance", advance, ("mean", "pos"))
+    signs, kept = ((*PAIR, 0.0), 2) if advance == "mean" else (PAIR, 0)
+
+    def draw(theta, sample):
+        sample = sample._replace(draw=sample.draw + 1)
+        eps = samples.perturbation(theta, sample, config.sigma)
+        return eps, eps, sample
+
+    return _online(problem, config, mesh, Noise(lambda theta: (), draw), signs, kept)
+
+
+def full_es(problem: InnerProblem, config: Config, mesh: Mesh, antithetic: bool = True) -> Estimator:
     """Full-unroll ES: every estimate runs whole episodes, window after window.
 
-    The loss of an episode is its mean over inner steps, so every episode weighs the
-    same whatever its length.
+    With the mean of the losses as objective every episode weighs the same whatever its
+    length. antithetic=False is the vanilla estimator of a single member, g = mean_i
+    e_i L_i / sigma^2, whose variance grows with the loss itself.
     """
     _check(config)
+    windows = window.build(problem, config.window, config.combine)
+    signs = PAIR if antithetic else PAIR[:1]
 
-    def estimate_pair(theta: Theta, pair: Samples):
-        pair = pair._replace(draw=pair.draw + 1)
-        eps = samples.perturbation(theta, pair, config.sigma)
-        thetas = _members(theta, eps)
-        episode = _reset(problem, thetas, pair)
+    def estimate_one(theta: Theta, sample: Samples, outer_step):
+        sample = sample._replace(draw=sample.draw + 1)
+        eps = samples.perturbation(theta, sample, config.sigma)
+        thetas = members(theta, eps, signs)
+        episode = reset(windows, thetas, sample, outer_step)
 
         def another_window(carry):
             episode, total, capped = carry
-            episode, mean, more_capped = _window(problem, thetas, episode, config.window)
-            return episode, total + mean, capped + more_capped
+            episode, ran = run(windows, thetas, episode)
+            return episode, total + ran.loss, capped + jnp.mean(ran.capped)
 
-        start = episode, jnp.zeros(2), jnp.zeros(())
+        start = episode, jnp.zeros(len(signs)), jnp.zeros(())
         unfinished = lambda carry: carry[0].step < carry[0].horizon
         episode, total, capped = jax.lax.while_loop(unfinished, another_window, start)
         num_windows = episode.step / config.window
-        measured = _measure(eps, total / num_windows, capped / num_windows, episode, config.sigma)
-        return measured._replace(inner_steps=2 * episode.step), pair
+        measured = _measure(eps, total / num_windows, capped / num_windows, episode)
+        return measured._replace(inner_steps=len(signs) * episode.step), sample
 
-    return Estimator(lambda theta, key: samples.init(config, key), samples.spread(estimate_pair, config, mesh))
+    shape = shaping.build(config.shaping, config.sigma)
+    return Estimator(lambda theta, key: samples.init(config, key), samples.spread(estimate_one, config, mesh, shape))
 
 
-def _online(problem: InnerProblem, config: Config, mesh: Mesh, fresh_noise: bool) -> Estimator:
+def _online(
+    problem: InnerProblem, config: Config, mesh: Mesh, noise: Noise, signs=PAIR, kept: int | None = None
+) -> Estimator:
+    """An estimator that goes on with its episodes from window to window.
+
+    Args:
+      noise: of the method.
+      signs: a member each; the first two are the pair.
+      kept: the one member whose state goes on for all; None is each its own.
+    """
     _check(config)
+    windows = window.build(problem, config.window, config.combine)
 
-    def estimate_pair(theta: Theta, pair: Samples):
-        pair = pair._replace(draw=pair.draw + (1 if fresh_noise else pair.done))
-        eps = samples.perturbation(theta, pair, config.sigma)
-        thetas = _members(theta, eps)
-        episode = samples.current(pair, _reset(problem, thetas, pair), config)
-        weight, memory = eps, pair.memory
-        if fresh_noise:
-            weight = memory = jax.tree.map(lambda a, e: jnp.where(pair.done, e, a + e), memory, eps)
-        episode, losses, capped = _window(problem, thetas, episode, config.window)
-        measured = _measure(weight, losses, capped, episode, config.sigma)
-        measured = measured._replace(inner_steps=2 * config.window)
-        done = (episode.step >= episode.horizon) | measured.dead
-        return measured, pair._replace(memory=memory, done=done, episode=episode)
+    def estimate_one(theta: Theta, sample: Samples, outer_step):
+        eps, weight, sample = noise.draw(theta, sample)
+        thetas = members(theta, eps, signs)
+        fresh = reset(windows, thetas, sample, outer_step)
+        begun = samples.begin(sample, fresh if kept is None else take(fresh, kept), config)
+        start = begun if kept is None else _for_all(begun, len(signs))
+        ended, ran = run(windows, thetas, start)
+        measured = _measure(weight, ran.loss[:2], jnp.mean(ran.capped), ended)
+        measured = measured._replace(inner_steps=len(signs) * config.window)
+        after = ended if kept is None else take(ended, kept)
+        return measured, samples.finish(sample, begun, after, ran.losses, measured.dead)
 
     def init(theta, key):
         zeros = jax.tree.map(jnp.zeros_like, theta)
-        start = lambda pair: _reset(problem, _members(theta, zeros), pair)
-        return samples.init(config, key, start, zeros if fresh_noise else ())
 
-    return Estimator(init, samples.spread(estimate_pair, config, mesh))
+        def start(sample):
+            episode = reset(windows, members(theta, zeros, signs), sample, 0)
+            return episode if kept is None else take(episode, kept)
+
+        return samples.init(config, key, start, noise.init(theta), members=len(signs))
+
+    shape = shaping.build(config.shaping, config.sigma)
+    return Estimator(init, samples.spread(estimate_one, config, mesh, shape))
 
 
 def _check(config: Config) -> None:
@@ -96,34 +206,41 @@ def _check(config: Config) -> None:
         raise UserError("evolution strategies need a sigma above 0")
 
 
-def _members(theta: Theta, eps: Theta) -> Theta:
-    """theta + eps and theta - eps on a new leading axis of 2."""
-    return jax.tree.map(lambda t, e: jnp.stack([t + e, t - e]), theta, eps)
+def members(theta: Theta, eps: Theta, signs) -> Theta:
+    """theta + sign * eps on a new leading axis."""
+    return jax.tree.map(lambda t, e: jnp.stack([t + s * e for s in signs]), theta, eps)
 
 
-def _reset(problem: InnerProblem, thetas: Theta, pair: Samples) -> Episode:
-    return jax.vmap(problem.reset, in_axes=(0, None), out_axes=MEMBERS)(thetas, samples.subkey(pair, "episode"))
+def take(episode: Episode, index) -> Episode:
+    """Of the members of an episode one, or with a slice several."""
+    return episode._replace(inner=jax.tree.map(lambda x: x[index], episode.inner))
 
 
-def _window(problem: InnerProblem, thetas: Theta, episode: Episode, num_steps: int):
-    """Both members of one pair for a window: (episode, (2,) mean losses, fraction capped)."""
-    step = jax.vmap(problem.step, in_axes=(0, MEMBERS), out_axes=(MEMBERS, 0))
-
-    def body(episode, _):
-        episode, losses = step(thetas, episode)
-        return episode, samples.cap(losses, problem.worst)
-
-    episode, (losses, capped) = jax.lax.scan(body, episode, length=num_steps)
-    return episode, jnp.mean(losses, axis=0), jnp.mean(capped)
+def _for_all(episode: Episode, num: int) -> Episode:
+    return episode._replace(inner=jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *x.shape)), episode.inner))
 
 
-def _measure(weight: Theta, losses, capped, episode: Episode, sigma: float) -> Measured:
-    difference = losses[0] - losses[1]
+def reset(windows: Window, thetas: Theta, sample: Samples, outer_step) -> Episode:
+    """The next episode, with the start of every member."""
+    all_members = jax.vmap(windows.reset, in_axes=(0, None, None), out_axes=MEMBERS)
+    return all_members(thetas, samples.subkey(sample, "episode"), outer_step)
+
+
+def run(windows: Window, thetas: Theta, episode: Episode) -> tuple[Episode, Ran]:
+    """All members for a window; the fields of Ran have a leading axis of members."""
+    return jax.vmap(windows.run, in_axes=(0, MEMBERS), out_axes=(MEMBERS, 0))(thetas, episode)
+
+
+def _measure(weight: Theta, losses: jax.Array, capped, episode: Episode) -> Measured:
+    metrics = {"meta_loss": jnp.mean(losses)}
+    if losses.size == 2:
+        metrics["difference"] = jnp.abs(losses[0] - losses[1])
     return Measured(
-        grad=jax.tree.map(lambda w: w * difference / (2 * sigma**2), weight),
-        valid=jnp.isfinite(difference),
+        grad=weight,
+        losses=losses,
+        valid=jnp.all(jnp.isfinite(losses)),
         dead=samples.is_dead(episode),
         capped=capped,
         inner_steps=0,
-        metrics={"meta_loss": jnp.mean(losses), "difference": jnp.abs(difference)},
+        metrics=metrics,
     )

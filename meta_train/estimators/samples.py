@@ -14,8 +14,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from meta_train.devices import SAMPLE_AXIS
+from meta_train.estimators import resume
+from meta_train.estimators.shaping import SHAPINGS, Shaping
+from meta_train.estimators.window import COMBINATIONS
 from metaopt.core import Episode, PyTree, Theta
-from metaopt.errors import UserError
+from metaopt.errors import UserError, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +29,22 @@ class Config:
     staggered: bool = True  # first episodes are cut short, so that samples leave lockstep
     sample_clip: float = 0.0  # norm of the gradient of one sample, where it is differentiated; 0 is none
     chunk: int = 0  # samples computed at once on a device, where memory or cache is short; 0 is all
+    combine: str = "mean"  # how losses make a meta-objective, see window.build
+    shaping: str = "none"  # of the losses of evolution strategies, see shaping
+    resume: int = 0  # states kept of each sample to begin episodes from, see resume
+    resume_fresh: float = 0.2  # share of the episodes that are new all the same
 
     def __post_init__(self):
-        if min(self.num_samples, self.window) < 1 or min(self.sigma, self.sample_clip, self.chunk) < 0:
-            raise UserError(
-                f"num_samples and window must be at least 1, sigma, sample_clip and chunk not negative, got {self}"
-            )
+        if min(self.num_samples, self.window) < 1:
+            raise UserError(f"num_samples and window must be at least 1, got {self.num_samples} and {self.window}")
+        for name in ("sigma", "sample_clip", "chunk", "resume"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.resume_fresh <= 1:
+            raise UserError(f"resume_fresh is a share between 0 and 1, got {self.resume_fresh}")
+        for kind, known in (("combine", COMBINATIONS), ("shaping", SHAPINGS)):
+            if getattr(self, kind) not in known:
+                raise unknown(kind, getattr(self, kind), known)
 
 
 class Samples(NamedTuple):
@@ -41,21 +54,25 @@ class Samples(NamedTuple):
     draw: jax.Array  # int32, how often random numbers were drawn for the sample
     done: PyTree  # bool, the next window starts a new episode
     episode: PyTree  # an Episode; () if nothing is kept between estimates
-    memory: PyTree  # what else the estimator keeps
+    memory: PyTree = ()  # what else the estimator keeps
+    buffer: PyTree = ()  # a resume.Buffer where there is one
 
 
 class Measured(NamedTuple):
     """What one sample contributes to an estimate."""
 
-    grad: Theta
+    grad: Theta  # up to a factor, where ``losses`` decide it
     valid: jax.Array  # () bool; where false, ``grad`` and ``metrics`` do not count
     dead: jax.Array  # () bool, the inner state is no longer finite
     capped: jax.Array  # () fraction of the losses that count as the worst
     inner_steps: jax.Array | int  # run for it
     metrics: dict[str, jax.Array]  # averaged over the valid samples
+    losses: jax.Array | tuple = ()  # (members,) of an evolution strategy
 
 
-def init(config: Config, key, start: Callable[[Samples], Episode] | None = None, memory=()) -> Samples:
+def init(
+    config: Config, key, start: Callable[[Samples], Episode] | None = None, memory=(), members: int = 1
+) -> Samples:
     """The state before the first estimate: every sample is about to start an episode.
 
     Args:
@@ -63,28 +80,39 @@ def init(config: Config, key, start: Callable[[Samples], Episode] | None = None,
       key: of the run.
       start: makes an episode of the shapes that will be kept; it is never run.
       memory: of one sample.
+      members: whose losses are seen, of a sample.
     """
     num = config.num_samples
     # By global index, not by device: the numbers are the same on any mesh.
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num))
     repeated = jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *x.shape)), memory)
     samples = Samples(keys, jnp.zeros(num, jnp.int32), jnp.ones(num, bool), (), repeated)
-    return samples._replace(episode=jax.vmap(start)(samples)) if start else samples
+    if start is None:
+        return samples
+    samples = samples._replace(episode=jax.vmap(start)(samples))
+    if not config.resume:
+        return samples
+    empty = jax.vmap(lambda episode: resume.init(episode, config.resume, members))
+    return samples._replace(buffer=empty(samples.episode))
+
+
+PURPOSES = ("noise", "episode", "cut", "shared noise", "resume")
 
 
 def subkey(sample: Samples, purpose: str) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(sample.key, sample.draw), ("noise", "episode", "cut").index(purpose))
+    return jax.random.fold_in(jax.random.fold_in(sample.key, sample.draw), PURPOSES.index(purpose))
 
 
-def perturbation(theta: Theta, sample: Samples, sigma: float) -> Theta:
+def perturbation(theta: Theta, sample: Samples, sigma: float, purpose: str = "noise") -> Theta:
+    """Normal noise of the shapes of theta, the same whenever ``sample.draw`` is the same."""
     leaves, tree = jax.tree.flatten(theta)
-    key = subkey(sample, "noise")
+    key = subkey(sample, purpose)
     draws = [sigma * jax.random.normal(jax.random.fold_in(key, i), t.shape, t.dtype) for i, t in enumerate(leaves)]
     return tree.unflatten(draws)
 
 
-def current(sample: Samples, fresh: Episode, config: Config) -> Episode:
-    """The episode to go on with: ``fresh`` where the last one is done.
+def begin(sample: Samples, fresh: Episode, config: Config) -> Episode:
+    """The episode of this window: the next one where the last one is done.
 
     Only windows start episodes: a reset inside a scan would run at every step.
     ``sample.draw`` is 1 in the first window of all.
@@ -93,16 +121,28 @@ def current(sample: Samples, fresh: Episode, config: Config) -> Episode:
         num_windows = -(-fresh.horizon // config.window)
         cut = config.window * jax.random.randint(subkey(sample, "cut"), (), 1, num_windows + 1)
         fresh = fresh._replace(horizon=jnp.where(sample.draw == 1, cut, fresh.horizon))
+    if config.resume:
+        fresh = resume.begin(sample.buffer, fresh, subkey(sample, "resume"), config.resume_fresh)
     return where(sample.done, fresh, sample.episode)
 
 
-def spread(estimate_one, config: Config, mesh: Mesh):
+def finish(sample: Samples, before: Episode, after: Episode, losses: jax.Array, dead: jax.Array) -> Samples:
+    """The sample after a window; ``losses`` (window,) or (members, window) of its steps."""
+    done = (after.step >= after.horizon) | dead
+    buffer = sample.buffer
+    if buffer:
+        buffer = resume.push(buffer, before, jnp.atleast_2d(losses), sample.done, done)
+    return sample._replace(episode=after, done=done, buffer=buffer)
+
+
+def spread(estimate_one, config: Config, mesh: Mesh, shaping: Shaping | None = None):
     """Runs every sample on its device and averages over all: one all-reduce per estimate.
 
     Args:
-      estimate_one: ``(theta, sample) -> (Measured, sample)``.
+      estimate_one: ``(theta, sample, outer_step) -> (Measured, sample)``.
       config: of the estimator.
       mesh: of the devices.
+      shaping: makes the factors of ``Measured.grad`` from all ``Measured.losses``.
 
     Returns:
       The ``estimate`` of an Estimator.
@@ -111,20 +151,27 @@ def spread(estimate_one, config: Config, mesh: Mesh):
     if config.num_samples % num_devices:
         raise UserError(f"num_samples must be a multiple of the {num_devices} devices, got {config.num_samples}")
 
-    def on_one_device(theta, samples):
-        one = lambda sample: estimate_one(theta, sample)
+    def on_one_device(theta, outer_step, samples):
+        one = lambda sample: estimate_one(theta, sample, outer_step)
         measured, samples = (
             jax.lax.map(one, samples, batch_size=config.chunk) if config.chunk else jax.vmap(one)(samples)
         )
+        if shaping:
+            factors = shaping(measured.losses, measured.valid)
+            grad = jax.tree.map(lambda g: g * factors.reshape(-1, *[1] * (g.ndim - 1)), measured.grad)
+            measured = measured._replace(grad=grad, losses=())
         return jax.lax.psum(_sum(measured), SAMPLE_AXIS), samples
 
     run = jax.shard_map(
-        on_one_device, mesh=mesh, in_specs=(P(), P(SAMPLE_AXIS)), out_specs=(P(), P(SAMPLE_AXIS)), check_vma=False
+        on_one_device,
+        mesh=mesh,
+        in_specs=(P(), P(), P(SAMPLE_AXIS)),
+        out_specs=(P(), P(SAMPLE_AXIS)),
+        check_vma=False,
     )
 
-    def estimate(theta, state, key):
-        del key  # every sample carries its own
-        total, state = run(theta, state)
+    def estimate(theta, state, outer_step):
+        total, state = run(theta, jnp.int32(outer_step), state)
         mean = lambda x: x / jnp.maximum(total.valid, 1)
         metrics = {name: mean(x) for name, x in total.metrics.items()} | {
             "num_valid": total.valid,
@@ -152,12 +199,6 @@ def _sum(measured: Measured) -> Measured:
 def is_dead(episode: Episode) -> jax.Array:
     floats = [x for x in jax.tree.leaves(episode.inner) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return ~jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
-
-
-def cap(losses: jax.Array, worst: float) -> tuple[jax.Array, jax.Array]:
-    """Losses above ``worst`` or not finite count as ``worst``: (losses, fraction of them)."""
-    capped = ~(losses <= worst)  # also where the loss is NaN
-    return jnp.where(capped, worst, losses), jnp.mean(capped)
 
 
 def where(condition, new, old):

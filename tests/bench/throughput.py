@@ -48,12 +48,12 @@ def build(family: str, settings: dict) -> dict:
     from meta_train.estimators import ESTIMATORS
     from meta_train.estimators.samples import Config
     from meta_train.inner import supervised
-    from meta_train.inner.horizon import LogUniform
+    from meta_train.inner.horizon import Horizon
     from metaopt import optimizers
     from tasks import ImageMLP
 
     optimizer, mesh = optimizers.build(family, **settings), devices.mesh()
-    inner = supervised.Config(LogUniform(100, 1000, WINDOW), split="train", objective="linear")
+    inner = supervised.Config(Horizon(100, 1000, WINDOW), split="train", objective="linear")
     problem = supervised.build(optimizer, ImageMLP(width=32, depth=1, batch_size=64), inner)
     estimator = ESTIMATORS["pes"](problem, Config(NUM_PAIRS, WINDOW), mesh)
     tx = outer.optimizer(outer.Config())

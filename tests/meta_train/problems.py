@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from meta_train import devices
 from meta_train.estimators import ESTIMATORS
-from metaopt.core import Episode, InnerProblem
+from meta_train.inner import toys
+from metaopt.core import InnerProblem
 
 HESSIAN = jnp.array([[1.0, 0.3], [0.3, 0.5]])
 INPUT = jnp.array([[1.0, -0.5], [0.2, 0.8]])
@@ -15,28 +16,14 @@ THETA = jnp.array([0.5, -0.3])
 
 
 def linear_system(horizon: int) -> InnerProblem:
-    """x <- x - rate (H x - B theta), loss 0.5 |x - goal|^2 after the step.
-
-    The meta-loss is quadratic in theta, so every unbiased estimator has the true
-    gradient as its mean, whatever sigma.
-    """
-
-    def reset(theta, key):
-        del theta
-        return Episode(key, jnp.int32(0), jnp.int32(horizon), (), jnp.ones(2))
-
-    def step(theta, episode):
-        x = episode.inner
-        x = x - RATE * (HESSIAN @ x - INPUT @ theta)
-        return episode._replace(step=episode.step + 1, inner=x), 0.5 * jnp.sum((x - GOAL) ** 2)
-
-    return InnerProblem(reset, step)
+    """The meta-loss is quadratic in theta: unbiased estimators have the true gradient as mean."""
+    return toys.quadratic(HESSIAN, INPUT, jnp.ones(2), GOAL, RATE, horizon)
 
 
 def mean_loss(theta, horizon: int) -> jax.Array:
     """Mean loss of one episode, for ``jax.grad``."""
     problem = linear_system(horizon)
-    episode = problem.reset(theta, jax.random.key(0))
+    episode = problem.reset(theta, jax.random.key(0), 0)
     _, losses = jax.lax.scan(lambda e, _: problem.step(theta, e), episode, length=horizon)
     return jnp.mean(losses)
 
@@ -48,7 +35,7 @@ def run_windows(name, problem, config, num_windows, num_devices=1, theta=THETA):
     @jax.jit
     def scan(state):
         def body(state, _):
-            grad, state, metrics = estimator.estimate(theta, state, jax.random.key(9))
+            grad, state, metrics = estimator.estimate(theta, state, 0)
             return state, (grad, metrics)
 
         return jax.lax.scan(body, state, length=num_windows)[1]

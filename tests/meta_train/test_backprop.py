@@ -27,7 +27,7 @@ def test_a_window_as_long_as_the_episode_gives_the_true_gradient():
 def test_a_window_is_differentiated_with_its_start_held_constant():
     problem = linear_system(HORIZON)
     grads, _ = run_windows("tbptt", problem, Config(1, WINDOW, sigma=0.0, staggered=False), HORIZON // WINDOW)
-    episode = problem.reset(THETA, jax.random.key(0))
+    episode = problem.reset(THETA, jax.random.key(0), 0)
     for grad in grads:
         np.testing.assert_allclose(grad, jax.grad(window_loss)(THETA, episode, WINDOW), rtol=1e-5, atol=1e-7)
         for _ in range(WINDOW):
@@ -64,7 +64,7 @@ def test_it_learns_what_evolution_strategies_learn():
     def descend(theta, state):
         def body(carry, _):
             theta, state = carry
-            grad, state, _ = estimator.estimate(theta, state, None)
+            grad, state, _ = estimator.estimate(theta, state, 0)
             return (theta - 0.5 * grad, state), None
 
         return jax.lax.scan(body, (theta, state), length=300)[0][0]

@@ -43,7 +43,7 @@ def test_es_single_variance_does_not_depend_on_the_window():
 
         def episode(state, _, estimator=estimator, num_windows=num_windows):
             def body(state, _):
-                grad, state, _ = estimator.estimate(THETA, state, None)
+                grad, state, _ = estimator.estimate(THETA, state, 0)
                 return state, grad
 
             state, grads = jax.lax.scan(body, state, length=num_windows)
@@ -65,7 +65,7 @@ def test_one_window_per_episode_makes_them_all_equal():
 @pytest.mark.parametrize("name", ["es", "es_single", "pes"])
 def test_an_even_loss_has_no_gradient_at_its_centre(name):
     even = InnerProblem(
-        reset=lambda theta, key: Episode(key, jnp.int32(0), jnp.int32(4), (), jnp.zeros(())),
+        reset=lambda theta, key, outer_step: Episode(key, jnp.int32(0), jnp.int32(4), (), jnp.zeros(())),
         step=lambda theta, e: (e._replace(step=e.step + 1), jnp.sum(theta**2)),
     )
     grads, _ = run_windows(name, even, Config(num_samples=4, window=2), 3, theta=jnp.zeros(5))

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from meta_train.inner import supervised
-from meta_train.inner.horizon import LogUniform
+from meta_train.inner.horizon import Horizon
 from metaopt import optimizers
 from metaopt.errors import UserError
 from tasks.quadratic import Quadratic
@@ -16,30 +16,30 @@ KEYS = jax.random.split(jax.random.key(0), 4000)
 
 
 def test_horizons_are_log_uniform_multiples_within_bounds():
-    lengths = np.asarray(jax.vmap(LogUniform(100, 1000, 50).sample)(KEYS))
+    lengths = np.asarray(jax.vmap(Horizon(100, 1000, 50).sample)(KEYS))
     assert lengths.min() == 100 and lengths.max() == 1000 and set(lengths % 50) == {0}
     # E[log T] is the middle of the bounds; rounding to 50 shifts it by less than 1 %.
     np.testing.assert_allclose(np.log(lengths).mean(), np.log(100_000) / 2, rtol=0.01)
 
 
 def test_equal_bounds_are_a_constant():
-    assert set(np.asarray(jax.vmap(LogUniform(30, 30, 10).sample)(KEYS[:50]))) == {30}
+    assert set(np.asarray(jax.vmap(Horizon(30, 30, 10).sample)(KEYS[:50]))) == {30}
 
 
 @pytest.mark.parametrize("bad", [(0, 10, 1), (10, 5, 1), (10, 20, 50)])
 def test_impossible_horizons_are_refused(bad):
     with pytest.raises(UserError, match="1 <= window <= shortest <= longest"):
-        LogUniform(*bad)
+        Horizon(*bad)
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_an_episode_is_plain_training(split):
     """The inner problem does what a loop of value_and_grad and update does."""
     task, optimizer = Quadratic(dim=3), optimizers.build("hand", rule="momentum", learning_rate=0.1)
-    config = supervised.Config(LogUniform(5, 5), split=split, objective="linear")
+    config = supervised.Config(Horizon(5, 5), split=split, objective="linear")
     problem, theta = supervised.build(optimizer, task, config), optimizer.init(jax.random.key(0))
-    episode = problem.reset(theta, jax.random.key(1))
-    (task_params, first), (params, _) = episode.problem, episode.inner
+    episode = problem.reset(theta, jax.random.key(1), 0)
+    (task_params, first, _), params = episode.problem, episode.inner.params
     tx = optimizer.bind(theta)
     state = tx.init(params)
     for _ in range(3):
@@ -49,7 +49,7 @@ def test_an_episode_is_plain_training(split):
         after = task.loss(task_params, params, jax.random.key(0))
         episode, recorded = problem.step(theta, episode)
         np.testing.assert_allclose(recorded, (before if split == "train" else after) / first, rtol=1e-5)
-    np.testing.assert_allclose(episode.inner[0]["x"], params["x"], rtol=1e-5)
+    np.testing.assert_allclose(episode.inner.params["x"], params["x"], rtol=1e-5)
     assert episode.step == 3 and episode.horizon == 5
 
 
@@ -57,12 +57,12 @@ def test_the_log_objective_is_the_log_of_the_linear_one():
     task, optimizer = Quadratic(dim=3), optimizers.build("hand")
     theta, losses = optimizer.init(jax.random.key(0)), []
     for objective in ("linear", "log"):
-        problem = supervised.build(optimizer, task, supervised.Config(LogUniform(5, 5), objective=objective))
-        losses.append(problem.step(theta, problem.reset(theta, jax.random.key(1)))[1])
+        problem = supervised.build(optimizer, task, supervised.Config(Horizon(5, 5), objective=objective))
+        losses.append(problem.step(theta, problem.reset(theta, jax.random.key(1), 0))[1])
     np.testing.assert_allclose(losses[1], jnp.log(losses[0] + supervised.LOG_FLOOR), rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [{"objective": "best"}, {"split": "test"}])
 def test_unknown_settings_are_refused(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
-        supervised.Config(LogUniform(5, 5), **bad)
+        supervised.Config(Horizon(5, 5), **bad)

@@ -1,0 +1,98 @@
+"""Bootstrapped meta-gradients: a learner that runs ahead is the target of the one behind."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from meta_train.estimators import backprop, samples, window
+from meta_train.estimators.samples import Config, Samples
+from metaopt.core import Episode, Estimator, InnerProblem, Learner, Params, Theta
+from metaopt.errors import UserError, unknown
+
+
+def bmg(
+    problem: InnerProblem,
+    config: Config,
+    mesh: Mesh,
+    ahead: int = 0,
+    target_rate: float = 0.1,
+    matching: str = "parameters",
+) -> Estimator:
+    """Bootstrapped meta-gradients: the distance to where training leads is differentiated.
+
+    With x(theta) the parameters after a window, y those ``ahead`` further steps of the
+    optimizer later, and f the inner objective,
+
+        target = y - target_rate * grad f(y)          held constant
+        g = mean_i  grad_theta mu(target, x(theta)) / target_rate
+
+        mu     parameters   1/2 |target - x|^2
+               kl           mean over a batch of KL(outputs at target || outputs at x)
+
+    The horizon grows with ``ahead`` at the cost of plain steps, without their memory.
+    With ahead = 0 and matching parameters, g is the gradient of f after the window. The
+    episode goes on from x. ``combine`` and the losses of the steps are only reported.
+
+    Args:
+      ahead: steps of the optimizer before the target's own step.
+      target_rate: of that gradient step.
+      matching: "parameters" or "kl".
+
+    Raises:
+      UserError: if ``problem`` has no parameters, or no outputs to match.
+
+    Source: Flennerhag et al., arXiv:2109.04504.
+    """
+    learner = problem.learner
+    if learner is None:
+        raise UserError("bmg needs an inner problem that names its parameters: set InnerProblem.learner")
+    if matching not in MATCHINGS:
+        raise unknown("matching", matching, MATCHINGS)
+    if matching == "kl" and learner.outputs is None:
+        raise UserError("matching=kl compares outputs, and this inner problem has none; take matching=parameters")
+    if ahead < 0 or target_rate <= 0:
+        raise UserError(f"bmg needs ahead >= 0 and target_rate > 0, got {ahead} and {target_rate}")
+    distance = MATCHINGS[matching]
+    windows = window.build(problem, config.window)
+
+    def target_of(theta: Theta, episode: Episode) -> tuple[Episode, Params]:
+        """The target, and the episode whose step names the batches it was made with."""
+        if ahead:
+            episode, _ = jax.lax.scan(lambda e, _: (problem.step(theta, e)[0], None), episode, length=ahead)
+        params = learner.params(episode)
+        grads = jax.grad(learner.loss, argnums=1)(episode, params)
+        return episode, jax.tree.map(lambda p, g: p - target_rate * g, params, grads)
+
+    def loss_of(theta: Theta, episode: Episode):
+        ended, ran = windows.run(theta, episode)
+        last, target = jax.lax.stop_gradient(target_of(jax.lax.stop_gradient(theta), jax.lax.stop_gradient(ended)))
+        return distance(learner, last, target, learner.params(ended)) / target_rate, (ended, ran)
+
+    def estimate_one(theta: Theta, sample: Samples, outer_step):
+        sample = sample._replace(draw=sample.draw + sample.done)
+        theta = backprop.perturbed(theta, sample, config.sigma)
+        fresh = windows.reset(theta, samples.subkey(sample, "episode"), outer_step)
+        episode = samples.begin(sample, fresh, config)
+        (apart, (ended, ran)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, episode)
+        dead = samples.is_dead(ended)
+        measured = backprop.measure(grad, ran.loss, dead, ran.capped, config.window + ahead, config.sample_clip)
+        measured = measured._replace(metrics=measured.metrics | {"matching": apart})
+        return measured, samples.finish(sample, episode, ended, ran.losses, dead)
+
+    def init(theta, key):
+        return samples.init(config, key, lambda sample: windows.reset(theta, samples.subkey(sample, "episode"), 0))
+
+    return Estimator(init, samples.spread(estimate_one, config, mesh))
+
+
+def _parameters(learner: Learner, episode: Episode, target: Params, params: Params) -> jax.Array:
+    del learner, episode
+    return 0.5 * sum(jnp.sum((t - p) ** 2) for t, p in zip(*map(jax.tree.leaves, (target, params)), strict=True))
+
+
+def _kl(learner: Learner, episode: Episode, target: Params, params: Params) -> jax.Array:
+    ours, theirs = (jax.nn.log_softmax(learner.outputs(episode, p)) for p in (params, target))
+    return jnp.mean(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1))
+
+
+MATCHINGS = {"parameters": _parameters, "kl": _kl}

@@ -1,0 +1,68 @@
+"""PES+A: persistent evolution strategies with the gradient of the current window."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from meta_train.estimators import es, samples, window
+from meta_train.estimators.samples import Config, Measured, Samples
+from metaopt.core import Estimator, InnerProblem, Theta
+from metaopt.errors import UserError
+
+
+def pes_analytic(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
+    """PES whose newest term is differentiated instead of sampled.
+
+    With x_i the sum of the perturbations before this window, e_i this one's, and a_i the
+    gradient of this window's loss from a third member that follows theta itself,
+
+        g = mean_i  a_i + x_i (L+_i - L-_i - 2 e_i . a_i) / (2 sigma^2)
+
+    e . a has mean zero given x and takes out the part of the difference that a already
+    tells. Unbiased like PES, up to order sigma^2; poor where the local gradient explodes
+    (``sample_clip`` limits a).
+
+    Cost: three members and one window differentiated.
+
+    Source: Vicol et al., arXiv:2112.13835, section on analytic gradients.
+    """
+    if not config.sigma:
+        raise UserError("evolution strategies need a sigma above 0")
+    if config.shaping != "none":
+        raise UserError("pes_analytic subtracts a gradient from losses: it needs shaping=none")
+    windows = window.build(problem, config.window, config.combine)
+    noise = es.accumulated(config, 1)
+    signs = (*es.PAIR, 0.0)
+
+    def estimate_one(theta: Theta, sample: Samples, outer_step):
+        eps, total, sample = noise.draw(theta, sample)
+        before = jax.tree.map(jnp.subtract, total, eps)
+        episode = samples.begin(sample, es.reset(windows, es.members(theta, eps, signs), sample, outer_step), config)
+        pair, mean = es.take(episode, slice(0, 2)), es.take(episode, 2)
+        pair, ran = es.run(windows, es.members(theta, eps, es.PAIR), pair)
+
+        def loss_of(theta):
+            ended, ran = windows.run(theta, mean)
+            return ran.loss, (ended, ran)
+
+        (loss, (mean, mean_ran)), local = jax.value_and_grad(loss_of, has_aux=True)(theta)
+        slope = sum(jax.tree.leaves(jax.tree.map(lambda e, a: jnp.sum(e * a), eps, local)))
+        factor = (ran.loss[0] - ran.loss[1] - 2 * slope) / (2 * config.sigma**2)
+        join = lambda p, m: jnp.concatenate([p, m[None]])
+        ended = pair._replace(inner=jax.tree.map(join, pair.inner, mean.inner))
+        losses = jnp.concatenate([ran.losses, mean_ran.losses[None]])
+        return Measured(
+            grad=jax.tree.map(lambda a, x: a + x * factor, local, before),
+            valid=jnp.isfinite(factor),
+            dead=samples.is_dead(ended),
+            capped=(jnp.sum(ran.capped) + mean_ran.capped) / 3,
+            inner_steps=3 * config.window,
+            metrics={"meta_loss": loss, "difference": jnp.abs(ran.loss[0] - ran.loss[1])},
+        ), samples.finish(sample, episode, ended, losses, samples.is_dead(ended))
+
+    def init(theta, key):
+        zeros = jax.tree.map(jnp.zeros_like, theta)
+        start = lambda sample: es.reset(windows, es.members(theta, zeros, signs), sample, 0)
+        return samples.init(config, key, start, noise.init(theta), members=len(signs))
+
+    return Estimator(init, samples.spread(estimate_one, config, mesh))

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from meta_train.estimators import backprop, samples, window
@@ -87,10 +88,11 @@ def bmg(
 
 def _parameters(learner: Learner, episode: Episode, target: Params, params: Params) -> jax.Array:
     del learner, episode
-    return 0.5 * sum(jnp.sum((t - p) ** 2) for t, p in zip(*map(jax.tree.leaves, (target, params)), strict=True))
+    return 0.5 * optax.tree.norm(jax.tree.map(jnp.subtract, target, params), squared=True)
 
 
 def _kl(learner: Learner, episode: Episode, target: Params, params: Params) -> jax.Array:
+    assert learner.outputs is not None  # refused above
     ours, theirs = (jax.nn.log_softmax(learner.outputs(episode, p)) for p in (params, target))
     return jnp.mean(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1))
 

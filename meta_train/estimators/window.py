@@ -85,7 +85,7 @@ def build(problem: InnerProblem, num_steps: int, combine: str = "mean") -> Windo
             score = jnp.minimum(before, jnp.min(losses))
             before = jnp.where(episode.step == 0, 0.0, before)
         else:
-            score = cap(problem.final(ended), problem.worst)[0] if combine == "fresh" else losses[-1]
+            score = cap(problem.final(ended), problem.worst)[0] if problem.final and combine == "fresh" else losses[-1]
         loss = episode.horizon / num_steps * (score - before)
         return ended._replace(inner=Scored(ended.inner, score)), Ran(loss, losses, capped)
 

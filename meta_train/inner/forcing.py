@@ -48,9 +48,9 @@ class Expert:
         hand = optimizers.build("hand", rule=self.rule, learning_rate=self.learning_rate)
         return hand.bind(hand.init(jax.random.key(0)))
 
-    def weight(self, outer_step: jax.Array) -> jax.Array:
+    def weight(self, outer_step: jax.Array | int) -> jax.Array:
         """() w of an episode that begins at ``outer_step``."""
-        return 1.0 - jnp.clip((outer_step - self.until) / (self.gone - self.until), 0.0, 1.0)
+        return 1.0 - jnp.clip((jnp.asarray(outer_step) - self.until) / (self.gone - self.until), 0.0, 1.0)
 
 
 def blend(weight: jax.Array, expert, learned):

@@ -61,4 +61,4 @@ def blend(weight: jax.Array, expert, learned):
 def disagreement(expert, learned) -> jax.Array:
     """() 1 - cos(E, U) over all parameters, 0 where the directions agree."""
     product = optax.tree.norm(expert) * optax.tree.norm(learned)
-    return 1.0 - optax.tree.vdot(expert, learned) / jnp.maximum(product, 1e-12)
+    return 1.0 - jnp.asarray(optax.tree.vdot(expert, learned)) / jnp.maximum(product, 1e-12)

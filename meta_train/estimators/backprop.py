@@ -28,16 +28,17 @@ def tbptt(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
     """
     windows = window.build(problem, config.window, config.combine)
 
-    def loss_of(theta: Theta, episode: Episode):
-        episode, ran = windows.run(theta, episode)
-        return ran.loss, (episode, ran)
+    def loss_of(theta: Theta, sample: Samples, outer_step):
+        # An episode that begins here may begin from theta: only what came before is held constant.
+        fresh = windows.reset(theta, samples.subkey(sample, "episode"), outer_step)
+        episode = samples.begin(sample, fresh, config)
+        ended, ran = windows.run(theta, episode)
+        return ran.loss, (episode, ended, ran)
 
     def estimate_one(theta: Theta, sample: Samples, outer_step):
         sample = sample._replace(draw=sample.draw + sample.done)
         theta = perturbed(theta, sample, config.sigma)
-        fresh = windows.reset(theta, samples.subkey(sample, "episode"), outer_step)
-        episode = samples.begin(sample, fresh, config)
-        (loss, (ended, ran)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, episode)
+        (loss, (episode, ended, ran)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, sample, outer_step)
         measured = measure(grad, loss, samples.is_dead(ended), ran.capped, config.window, config.sample_clip)
         return measured, samples.finish(sample, episode, ended, ran.losses, measured.dead)
 

@@ -115,7 +115,7 @@ def es_gen(problem: InnerProblem, config: Config, mesh: Mesh, shared: float = 0.
 def truncated_es(problem: InnerProblem, config: Config, mesh: Mesh, advance: str = "mean") -> Estimator:
     """Truncated ES: every window is an episode of its own; biased like truncated backpropagation.
 
-    Both members start each window from one state. It goes on with theta itself
+    Both members start each window from one state, which went on with theta itself
     (advance="mean", a third member) or is the first member's ("pos").
     """
     if advance not in ("mean", "pos"):
@@ -179,22 +179,16 @@ def _online(
     def estimate_one(theta: Theta, sample: Samples, outer_step):
         eps, weight, sample = noise.draw(theta, sample)
         thetas = members(theta, eps, signs)
-        fresh = reset(windows, thetas, sample, outer_step)
-        begun = samples.begin(sample, fresh if kept is None else take(fresh, kept), config)
-        start = begun if kept is None else _for_all(begun, len(signs))
-        ended, ran = run(windows, thetas, start)
+        begun = samples.begin(sample, reset(windows, thetas, sample, outer_step), config)
+        ended, ran = run(windows, thetas, begun)
         measured = _measure(weight, ran.loss[:2], jnp.mean(ran.capped), ended)
         measured = measured._replace(inner_steps=len(signs) * config.window)
-        after = ended if kept is None else take(ended, kept)
+        after = ended if kept is None else _for_all(take(ended, kept), len(signs))
         return measured, samples.finish(sample, begun, after, ran.losses, measured.dead)
 
     def init(theta, key):
         zeros = jax.tree.map(jnp.zeros_like, theta)
-
-        def start(sample):
-            episode = reset(windows, members(theta, zeros, signs), sample, 0)
-            return episode if kept is None else take(episode, kept)
-
+        start = lambda sample: reset(windows, members(theta, zeros, signs), sample, 0)
         return samples.init(config, key, start, noise.init(theta), members=len(signs))
 
     shape = shaping.build(config.shaping, config.sigma)

@@ -32,24 +32,25 @@ def pes_analytic(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator
         raise UserError("pes_analytic subtracts a gradient from losses: it needs shaping=none")
     windows = window.build(problem, config.window, config.combine)
     noise = es.accumulated(config, 1)
-    signs = (*es.PAIR, 0.0)
+    join = lambda pair, mean: jax.tree.map(lambda p, m: jnp.concatenate([p, m[None]]), pair, mean)
 
     def estimate_one(theta: Theta, sample: Samples, outer_step):
         eps, total, sample = noise.draw(theta, sample)
         before = jax.tree.map(jnp.subtract, total, eps)
-        episode = samples.begin(sample, es.reset(windows, es.members(theta, eps, signs), sample, outer_step), config)
-        pair, mean = es.take(episode, slice(0, 2)), es.take(episode, 2)
-        pair, ran = es.run(windows, es.members(theta, eps, es.PAIR), pair)
+        thetas = es.members(theta, eps, es.PAIR)
 
-        def loss_of(theta):
-            ended, ran = windows.run(theta, mean)
-            return ran.loss, (ended, ran)
+        def mean_member(theta):
+            """The window of theta itself; the pair's start comes with it."""
+            fresh = es.reset(windows, join(thetas, theta), sample, outer_step)
+            episode = samples.begin(sample, fresh, config)
+            ended, ran = windows.run(theta, es.take(episode, 2))
+            return ran.loss, (episode, ended, ran)
 
-        (loss, (mean, mean_ran)), local = jax.value_and_grad(loss_of, has_aux=True)(theta)
+        (loss, (episode, mean, mean_ran)), local = jax.value_and_grad(mean_member, has_aux=True)(theta)
+        pair, ran = es.run(windows, thetas, es.take(episode, slice(0, 2)))
         slope = sum(jax.tree.leaves(jax.tree.map(lambda e, a: jnp.sum(e * a), eps, local)))
         factor = (ran.loss[0] - ran.loss[1] - 2 * slope) / (2 * config.sigma**2)
-        join = lambda p, m: jnp.concatenate([p, m[None]])
-        ended = pair._replace(inner=jax.tree.map(join, pair.inner, mean.inner))
+        ended = pair._replace(inner=join(pair.inner, mean.inner))
         losses = jnp.concatenate([ran.losses, mean_ran.losses[None]])
         return Measured(
             grad=jax.tree.map(lambda a, x: a + x * factor, local, before),
@@ -62,7 +63,7 @@ def pes_analytic(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator
 
     def init(theta, key):
         zeros = jax.tree.map(jnp.zeros_like, theta)
-        start = lambda sample: es.reset(windows, es.members(theta, zeros, signs), sample, 0)
-        return samples.init(config, key, start, noise.init(theta), members=len(signs))
+        start = lambda sample: es.reset(windows, es.members(theta, zeros, (*es.PAIR, 0.0)), sample, 0)
+        return samples.init(config, key, start, noise.init(theta), members=3)
 
     return Estimator(init, samples.spread(estimate_one, config, mesh))

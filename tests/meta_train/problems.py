@@ -28,9 +28,9 @@ def mean_loss(theta, horizon: int) -> jax.Array:
     return jnp.mean(losses)
 
 
-def run_windows(name, problem, config, num_windows, num_devices=1, theta=THETA):
+def run_windows(name, problem, config, num_windows, num_devices=1, theta=THETA, **options):
     """Estimates of consecutive windows with theta fixed: (num_windows, ...) and metrics."""
-    estimator = ESTIMATORS[name](problem, config, devices.mesh(num_devices))
+    estimator = ESTIMATORS[name](problem, config, devices.mesh(num_devices), **options)
 
     @jax.jit
     def scan(state):

@@ -55,13 +55,6 @@ def test_es_single_variance_does_not_depend_on_the_window():
         np.testing.assert_allclose(variance, 3 * jnp.sum(truth**2), rtol=0.05)
 
 
-def test_one_window_per_episode_makes_them_all_equal():
-    config = Config(num_samples=4, window=HORIZON, sigma=0.1, staggered=False)
-    results = [run_windows(name, linear_system(HORIZON), config, 3)[0] for name in ("es", "es_single", "pes")]
-    for other in results[1:]:
-        np.testing.assert_allclose(results[0], other, rtol=1e-5)
-
-
 @pytest.mark.parametrize("name", ["es", "es_single", "pes"])
 def test_an_even_loss_has_no_gradient_at_its_centre(name):
     even = InnerProblem(

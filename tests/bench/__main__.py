@@ -12,6 +12,7 @@ import sys
 RUNS = [
     ["tests.bench.throughput", "1"],
     ["tests.bench.throughput", str(os.cpu_count())],
+    ["tests.bench.parts"],
     ["tests.bench.estimators"],
     ["tests.bench.update"],
 ]

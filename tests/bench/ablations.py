@@ -6,6 +6,7 @@ Rows hold the validation loss at the end of training, the median over fresh seed
 each meta-training seed.
 """
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -45,8 +46,8 @@ def meta_train(changes: list[str]):
 
     recipe = recipes.override(recipes.find("digits-quick"), changes)
     with tempfile.TemporaryDirectory() as folder:
-        print(f"{changes}", file=sys.stderr)
-        theta, _ = run.read_theta(run.start(recipe, Path(folder) / "run"))
+        with contextlib.redirect_stdout(sys.stderr):
+            theta, _ = run.read_theta(run.start(recipe, Path(folder) / "run"))
     return recipe.learned_optimizer(), theta
 
 

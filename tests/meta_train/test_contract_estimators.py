@@ -40,11 +40,11 @@ def test_devices_talk_once_an_estimate(name, shaping, gathers):
 
 
 @pytest.mark.parametrize("name", sorted(ESTIMATORS))
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_chunks_give_what_all_samples_at_once_give(name, chunk):
+def test_chunks_give_what_all_samples_at_once_give(name):
     config = Config(num_samples=8, window=3, sigma=0.1)
     whole, _ = run_windows(name, linear_system(HORIZON), config, 6)
-    parts, _ = run_windows(name, linear_system(HORIZON), dataclasses.replace(config, chunk=chunk), 6)
+    # Three do not divide eight: the last chunk is smaller.
+    parts, _ = run_windows(name, linear_system(HORIZON), dataclasses.replace(config, chunk=3), 6)
     np.testing.assert_allclose(whole, parts, rtol=1e-5, atol=1e-6)  # another order of summation
 
 

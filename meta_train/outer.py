@@ -27,6 +27,8 @@ class Config:
     def __post_init__(self):
         if not 0 <= self.warmup < self.outer_steps:
             raise UserError(f"need 0 <= warmup < outer_steps, got {self.warmup} and {self.outer_steps}")
+        if min(self.learning_rate, self.clip) <= 0:
+            raise UserError(f"learning_rate and clip must be above 0, got {self.learning_rate} and {self.clip}")
 
 
 @struct.dataclass
@@ -88,7 +90,8 @@ def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation
         theta, opt_state = jax.tree.map(lambda n, o: jnp.where(accept, n, o), moved, (state.theta, state.opt_state))
         losses = jnp.stack([metrics[f"problem_{i}/meta_loss"] for i in range(len(estimators))])
         metrics |= {
-            "meta_loss": jnp.sum(weights * losses),
+            # A zero would pass for a loss, and for the best of all.
+            "meta_loss": jnp.where(jnp.any(usable), jnp.sum(weights * jnp.where(usable, losses, 0.0)), jnp.nan),
             "grad_norm": norm,
             "inner_steps": sum(metrics[f"problem_{i}/inner_steps"] for i in range(len(estimators))),
             "theta_norm": optax.tree.norm(theta),

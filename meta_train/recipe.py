@@ -19,7 +19,7 @@ from meta_train.inner.forcing import Expert
 from meta_train.inner.horizon import Horizon
 from metaopt import optimizers
 from metaopt.core import LearnedOptimizer, Theta
-from metaopt.errors import UserError, unknown
+from metaopt.errors import UserError, check_type, unknown
 from tasks import suites
 
 
@@ -41,8 +41,8 @@ class Recipe:
     combine: str = "mean"  # how losses make the meta-objective: mean, last, fresh (last, on fresh batches), min
     first_order: bool = False  # gradients of the inner loss are not differentiated
     expert: dict[str, Any] = dataclasses.field(default_factory=dict)  # of inner.forcing.Expert; {} is none
-    resume: int = 0  # states kept of each sample to begin episodes from, see estimators.resume
-    resume_fresh: float = 0.2  # share of the episodes that are new all the same
+    replay: int = 0  # states kept of each sample to begin episodes from, see estimators.replay
+    replay_fresh: float = 0.2  # share of the episodes that are new all the same
     # estimator
     estimator: str = "es_single"  # meta_train.estimators.ESTIMATORS
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the estimator
@@ -77,6 +77,8 @@ class Recipe:
             )
         if self.only and not self.start:
             raise UserError(f"only={self.only} holds the rest of theta at a checkpoint's: name it with start=")
+        if self.replay and self.expert:
+            raise UserError("replay brings back episodes that the expert led: choose one of replay= and expert.*")
         # Built here so that a bad setting is refused before anything is written.
         # ``start`` waits until the devices are made: reading weights would make them.
         optimizers.build(self.optimizer, **self.settings)
@@ -114,8 +116,8 @@ class Recipe:
             chunk=self.chunk,
             combine=self.combine,
             shaping=self.shaping,
-            resume=self.resume,
-            resume_fresh=self.resume_fresh,
+            replay=self.replay,
+            replay_fresh=self.replay_fresh,
         )
 
     def outer(self) -> outer.Config:
@@ -169,10 +171,11 @@ def from_json(values: dict[str, Any]) -> Recipe:
 
 
 def _expert(settings: dict[str, Any]) -> Expert:
-    known = {f.name for f in dataclasses.fields(Expert)}
-    for name in settings:
+    known = {f.name: f.default for f in dataclasses.fields(Expert)}
+    for name, value in settings.items():
         if name not in known:
             raise unknown("setting of an expert", name, known)
+        check_type(f"expert.{name}", value, known[name])
     return Expert(**settings)
 
 
@@ -185,11 +188,8 @@ def _literal(text: str):
 
 def _typed(name: str, text: str, default):
     value = text if isinstance(default, str) else _literal(text)
-    if isinstance(default, float) and type(value) is int:
-        value = float(value)
-    if type(value) is not type(default):
-        raise UserError(f"{name} takes {type(default).__name__}, got {text!r}")
-    return value
+    check_type(name, text if isinstance(value, str) else value, default)
+    return float(value) if isinstance(default, float) else value
 
 
 def purpose(name: str) -> str:

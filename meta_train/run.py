@@ -143,7 +143,8 @@ def _train(recipe: Recipe, run_dir: Path) -> Path:
                 seconds = time.monotonic() - began
                 log.write(step + 1, metrics)
                 step += recipe.steps_per_dispatch
-                meta_loss = float(np.mean(metrics["meta_loss"]))
+                losses = metrics["meta_loss"][np.isfinite(metrics["meta_loss"])]
+                meta_loss = float(np.mean(losses)) if losses.size else float("nan")
                 progress.update(step, meta_loss, float(np.sum(metrics["inner_steps"])) / seconds)
                 if np.all(metrics["skipped"]):
                     _report_skipped(run_dir, step, metrics)

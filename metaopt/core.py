@@ -130,7 +130,7 @@ class Estimator(NamedTuple):
       init: ``(theta, key) -> state``.
       estimate: ``(theta, state, outer_step) -> (grad, state, metrics)``; ``grad`` has the
         structure of theta and points uphill on the meta-loss. ``metrics`` are ()
-        arrays and hold "meta_loss", "inner_steps", how many were run, and "num_valid",
+        arrays and hold "meta_loss", "inner_steps", how many counted, and "num_valid",
         the number of samples that contributed; the outer loop leaves theta alone where
         that is zero.
     """

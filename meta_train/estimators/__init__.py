@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from meta_train.estimators import backprop, bmg, es, forward, pes_analytic
 from meta_train.estimators.samples import Config
 from metaopt.core import Estimator, InnerProblem
-from metaopt.errors import unknown
+from metaopt.errors import check_type, unknown
 
 ESTIMATORS = {
     "backprop": backprop.backprop,
@@ -36,10 +36,11 @@ def build(name: str, problem: InnerProblem, config: Config, mesh: Mesh, **option
 
 
 def check(name: str, options: dict) -> None:
-    """Raises UserError for an unknown estimator, or an option it does not have."""
+    """Raises UserError for an unknown estimator, or an option it does not have or not of this type."""
     if name not in ESTIMATORS:
         raise unknown("estimator", name, ESTIMATORS)
-    known = list(inspect.signature(ESTIMATORS[name]).parameters)[3:]
-    for option in options:
+    known = dict(list(inspect.signature(ESTIMATORS[name]).parameters.items())[3:])
+    for option, value in options.items():
         if option not in known:
             raise unknown(f"option of {name}", option, known)
+        check_type(f"{name}: {option}", value, known[option].default)

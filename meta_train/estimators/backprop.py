@@ -26,6 +26,7 @@ def tbptt(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
 
     Sources: Werbos, 1990; smoothed, Metz et al., arXiv:1810.10180.
     """
+    samples.refuse(config, "truncated backpropagation", "shaping")
     windows = window.build(problem, config.window, config.combine)
 
     def loss_of(theta: Theta, sample: Samples, outer_step):
@@ -64,6 +65,7 @@ def backprop(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
     """
     if not problem.longest:
         raise UserError("full backpropagation needs to know the longest episode: set InnerProblem.longest")
+    samples.refuse(config, "full backpropagation", "shaping", "replay")
     windows = window.build(problem, config.window, config.combine)
     num_windows = -(-problem.longest // config.window)
 
@@ -71,11 +73,12 @@ def backprop(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
         @jax.checkpoint
         def body(episode, _):
             active = episode.step < episode.horizon
-            ended, ran = windows.run(theta, episode)
+            # Beyond its horizon an episode may lead anywhere; a finite stand-in keeps NaN out of the reverse pass.
+            ended, ran = windows.run(theta, samples.where(active, episode, start))
             return samples.where(active, ended, episode), (jnp.where(active, ran.loss, 0.0), active * ran.capped)
 
-        episode = windows.reset(theta, samples.subkey(sample, "episode"), outer_step)
-        episode, (losses, capped) = jax.lax.scan(body, episode, length=num_windows)
+        start = windows.reset(theta, samples.subkey(sample, "episode"), outer_step)
+        episode, (losses, capped) = jax.lax.scan(body, start, length=num_windows)
         share = config.window / episode.step
         return jnp.sum(losses) * share, (episode, jnp.sum(capped) * share)
 
@@ -83,8 +86,7 @@ def backprop(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
         sample = sample._replace(draw=sample.draw + 1)
         theta = perturbed(theta, sample, config.sigma)
         (loss, (episode, capped)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, sample, outer_step)
-        dead = samples.is_dead(episode)
-        return measure(grad, loss, dead, capped, num_windows * config.window, config.sample_clip), sample
+        return measure(grad, loss, samples.is_dead(episode), capped, episode.step, config.sample_clip), sample
 
     return Estimator(lambda theta, key: samples.init(config, key), samples.spread(estimate_one, config, mesh))
 

@@ -32,7 +32,7 @@ def bmg(
 
     The horizon grows with ``ahead`` at the cost of plain steps, without their memory.
     With ahead = 0 and matching parameters, g is the gradient of f after the window. The
-    episode goes on from x. ``combine`` and the losses of the steps are only reported.
+    episode goes on from x. The losses of the steps are only reported.
 
     Args:
       ahead: steps of the optimizer before the target's own step.
@@ -53,6 +53,7 @@ def bmg(
         raise UserError("matching=kl compares outputs, and this inner problem has none; take matching=parameters")
     if ahead < 0 or target_rate <= 0:
         raise UserError(f"bmg needs ahead >= 0 and target_rate > 0, got {ahead} and {target_rate}")
+    samples.refuse(config, "bmg", "shaping", "combine")
     distance = MATCHINGS[matching]
     windows = window.build(problem, config.window)
 
@@ -64,17 +65,17 @@ def bmg(
         grads = jax.grad(learner.loss, argnums=1)(episode, params)
         return episode, jax.tree.map(lambda p, g: p - target_rate * g, params, grads)
 
-    def loss_of(theta: Theta, episode: Episode):
+    def loss_of(theta: Theta, sample: Samples, outer_step):
+        fresh = windows.reset(theta, samples.subkey(sample, "episode"), outer_step)
+        episode = samples.begin(sample, fresh, config)
         ended, ran = windows.run(theta, episode)
         last, target = jax.lax.stop_gradient(target_of(jax.lax.stop_gradient(theta), jax.lax.stop_gradient(ended)))
-        return distance(learner, last, target, learner.params(ended)) / target_rate, (ended, ran)
+        return distance(learner, last, target, learner.params(ended)) / target_rate, (episode, ended, ran)
 
     def estimate_one(theta: Theta, sample: Samples, outer_step):
         sample = sample._replace(draw=sample.draw + sample.done)
         theta = backprop.perturbed(theta, sample, config.sigma)
-        fresh = windows.reset(theta, samples.subkey(sample, "episode"), outer_step)
-        episode = samples.begin(sample, fresh, config)
-        (apart, (ended, ran)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, episode)
+        (apart, (episode, ended, ran)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, sample, outer_step)
         dead = samples.is_dead(ended)
         measured = backprop.measure(grad, ran.loss, dead, ran.capped, config.window + ahead, config.sample_clip)
         measured = measured._replace(metrics=measured.metrics | {"matching": apart})

@@ -69,7 +69,10 @@ def pes(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
 
 
 def gpes(problem: InnerProblem, config: Config, mesh: Mesh, windows_per_draw: int = 2) -> Estimator:
-    """GPES_K with K = windows_per_draw windows: between PES (1) and ES-Single (an episode)."""
+    """GPES_K with K = windows_per_draw windows: between PES (1) and ES-Single (an episode).
+
+    K counts from step 0: what is replayed from between two draws is drawn for sooner.
+    """
     if windows_per_draw < 1:
         raise UserError(f"windows_per_draw must be at least 1, got {windows_per_draw}")
     return _online(problem, config, mesh, accumulated(config, windows_per_draw))
@@ -119,7 +122,7 @@ def truncated_es(problem: InnerProblem, config: Config, mesh: Mesh, advance: str
     (advance="mean", a third member) or is the first member's ("pos").
     """
     if advance not in ("mean", "pos"):
-        raise unknown("advance", advance, ("mean", "pos"))
+        raise unknown("advance", str(advance), ("mean", "pos"))
     signs, kept = ((*PAIR, 0.0), 2) if advance == "mean" else (PAIR, 0)
 
     def draw(theta, sample):
@@ -137,7 +140,8 @@ def full_es(problem: InnerProblem, config: Config, mesh: Mesh, antithetic: bool 
     length. antithetic=False is the vanilla estimator of a single member, g = mean_i
     e_i L_i / sigma^2, whose variance grows with the loss itself.
     """
-    _check(config)
+    check(config)
+    samples.refuse(config, "full ES", "replay", "sample_clip")
     windows = window.build(problem, config.window, config.combine)
     signs = PAIR if antithetic else PAIR[:1]
 
@@ -173,7 +177,8 @@ def _online(
       signs: a member each; the first two are the pair.
       kept: the one member whose state goes on for all; None is each its own.
     """
-    _check(config)
+    check(config)
+    samples.refuse(config, "this evolution strategy", "sample_clip")
     windows = window.build(problem, config.window, config.combine)
 
     def estimate_one(theta: Theta, sample: Samples, outer_step):
@@ -195,7 +200,7 @@ def _online(
     return Estimator(init, samples.spread(estimate_one, config, mesh, shape))
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
     if not config.sigma:
         raise UserError("evolution strategies need a sigma above 0")
 

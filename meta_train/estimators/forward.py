@@ -1,4 +1,4 @@
-"""Forward mode: derivatives of the inner state carried along with it, never truncated.
+"""Forward mode: derivatives of the inner state carried along with it, not truncated.
 
 With directions d_j of theta and the tangents J d_j of the state s of every sample,
 
@@ -10,7 +10,8 @@ With directions d_j of theta and the tangents J d_j of the state s of every samp
              per episode            ES-Single as sigma goes to 0
 
 theta moves between windows while tangents of older theta are kept; exact only for
-theta at rest, like every method that goes on with its episodes.
+theta at rest, like every method that goes on with its episodes. What is replayed
+begins as a constant.
 
 Sources: Williams & Zipser, 1989; DODGE, Silver et al., ICLR 2022.
 """
@@ -53,15 +54,19 @@ def dodge(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
 
 
 def _forward(problem: InnerProblem, config: Config, mesh: Mesh, directions, sigma: float) -> Estimator:
+    samples.refuse(config, "forward mode", "shaping")
     windows = window.build(problem, config.window, config.combine)
 
     def estimate_one(theta: Theta, sample: Samples, outer_step):
         sample = sample._replace(draw=sample.draw + sample.done)
         along = directions(theta, sample)
         theta = backprop.perturbed(theta, sample, sigma)
-        reset = lambda theta: windows.reset(theta, samples.subkey(sample, "episode"), outer_step)
-        fresh, fresh_tangents = _reset(reset, theta, along)
-        episode = samples.begin(sample, fresh, config)
+
+        def begin(theta):
+            fresh = windows.reset(theta, samples.subkey(sample, "episode"), outer_step)
+            return samples.begin(sample, fresh, config)
+
+        episode, fresh_tangents = _begin(begin, theta, along)
         tangents = samples.where(sample.done, fresh_tangents, sample.memory)
 
         def run(theta, floats):
@@ -84,17 +89,17 @@ def _forward(problem: InnerProblem, config: Config, mesh: Mesh, directions, sigm
         start = lambda sample: windows.reset(theta, samples.subkey(sample, "episode"), 0)
         probe = samples.init(config, key)
         one = jax.tree.map(lambda x: x[0], probe)
-        tangents = _reset(lambda theta: start(one), theta, directions(theta, one))[1]
+        tangents = _begin(lambda theta: start(one), theta, directions(theta, one))[1]
         return samples.init(config, key, start, tangents)
 
     return Estimator(init, samples.spread(estimate_one, config, mesh))
 
 
-def _reset(reset, theta: Theta, along: Theta):
-    """A new episode and the tangents of its inner state, (directions, ...)."""
+def _begin(begin, theta: Theta, along: Theta):
+    """An episode and the tangents of its inner state where it begins, (directions, ...)."""
 
     def run(theta):
-        episode = reset(theta)
+        episode = begin(theta)
         return _floats(episode.inner), episode
 
     def slope(direction):

@@ -7,7 +7,6 @@ from jax.sharding import Mesh
 from meta_train.estimators import backprop, es, samples, window
 from meta_train.estimators.samples import Config, Measured, Samples
 from metaopt.core import Estimator, InnerProblem, Theta
-from metaopt.errors import UserError
 
 
 def pes_analytic(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
@@ -19,17 +18,15 @@ def pes_analytic(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator
         g = mean_i  a_i + x_i (L+_i - L-_i - 2 e_i . a_i) / (2 sigma^2)
 
     e . a has mean zero given x and takes out the part of the difference that a already
-    tells. Unbiased like PES, up to order sigma^2; poor where the local gradient explodes
-    (``sample_clip`` limits a).
+    tells. Unbiased like PES, up to order sigma^2, as long as ``sample_clip`` does not
+    shorten a, which it may have to where the local gradient explodes.
 
     Cost: three members and one window differentiated.
 
     Source: Vicol et al., arXiv:2112.13835, section on analytic gradients.
     """
-    if not config.sigma:
-        raise UserError("evolution strategies need a sigma above 0")
-    if config.shaping != "none":
-        raise UserError("pes_analytic subtracts a gradient from losses: it needs shaping=none")
+    es.check(config)
+    samples.refuse(config, "pes_analytic", "shaping")
     windows = window.build(problem, config.window, config.combine)
     noise = es.accumulated(config, 1)
     join = lambda pair, mean: jax.tree.map(lambda p, m: jnp.concatenate([p, m[None]]), pair, mean)

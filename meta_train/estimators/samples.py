@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from meta_train.devices import SAMPLE_AXIS
-from meta_train.estimators import resume
+from meta_train.estimators import replay
 from meta_train.estimators.shaping import SHAPINGS, Shaping
 from meta_train.estimators.window import COMBINATIONS
 from metaopt.core import Episode, PyTree, Theta
@@ -31,20 +31,29 @@ class Config:
     chunk: int = 0  # samples computed at once on a device, where memory or cache is short; 0 is all
     combine: str = "mean"  # how losses make a meta-objective, see window.build
     shaping: str = "none"  # of the losses of evolution strategies, see shaping
-    resume: int = 0  # states kept of each sample to begin episodes from, see resume
-    resume_fresh: float = 0.2  # share of the episodes that are new all the same
+    replay: int = 0  # states kept of each sample to begin episodes from, see replay
+    replay_fresh: float = 0.2  # share of the episodes that are new all the same
 
     def __post_init__(self):
         if min(self.num_samples, self.window) < 1:
             raise UserError(f"num_samples and window must be at least 1, got {self.num_samples} and {self.window}")
-        for name in ("sigma", "sample_clip", "chunk", "resume"):
+        for name in ("sigma", "sample_clip", "chunk", "replay"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.resume_fresh <= 1:
-            raise UserError(f"resume_fresh is a share between 0 and 1, got {self.resume_fresh}")
+        if not 0 <= self.replay_fresh <= 1:
+            raise UserError(f"replay_fresh is a share between 0 and 1, got {self.replay_fresh}")
+        if self.replay and self.combine != "mean":
+            raise UserError(f"combine={self.combine} counts windows from the start: it needs replay=0")
         for kind, known in (("combine", COMBINATIONS), ("shaping", SHAPINGS)):
             if getattr(self, kind) not in known:
                 raise unknown(kind, getattr(self, kind), known)
+
+
+def refuse(config: Config, method: str, *names: str) -> None:
+    """Raises UserError where a setting is given that ``method`` has no use for."""
+    for field in dataclasses.fields(config):
+        if field.name in names and getattr(config, field.name) != field.default:
+            raise UserError(f"{method} has no use for {field.name}: set {field.name}={field.default}")
 
 
 class Samples(NamedTuple):
@@ -55,7 +64,7 @@ class Samples(NamedTuple):
     done: PyTree  # bool, the next window starts a new episode
     episode: PyTree  # an Episode; () if nothing is kept between estimates
     memory: PyTree = ()  # what else the estimator keeps
-    buffer: PyTree = ()  # a resume.Buffer where there is one
+    buffer: PyTree = ()  # a replay.Buffer where there is one
 
 
 class Measured(NamedTuple):
@@ -89,14 +98,16 @@ def init(
     samples = Samples(keys, jnp.zeros(num, jnp.int32), jnp.ones(num, bool), (), repeated)
     if start is None:
         return samples
-    samples = samples._replace(episode=jax.vmap(start)(samples))
-    if not config.resume:
+    # A horizon of 0 tells that it was never run.
+    episode = jax.vmap(start)(samples)
+    samples = samples._replace(episode=episode._replace(horizon=jnp.zeros_like(episode.horizon)))
+    if not config.replay:
         return samples
-    empty = jax.vmap(lambda episode: resume.init(episode, config.resume, members))
+    empty = jax.vmap(lambda episode: replay.init(episode, config.replay, members))
     return samples._replace(buffer=empty(samples.episode))
 
 
-PURPOSES = ("noise", "episode", "cut", "shared noise", "resume")
+PURPOSES = ("noise", "episode", "cut", "shared noise", "replay")
 
 
 def subkey(sample: Samples, purpose: str) -> jax.Array:
@@ -115,14 +126,13 @@ def begin(sample: Samples, fresh: Episode, config: Config) -> Episode:
     """The episode of this window: the next one where the last one is done.
 
     Only windows start episodes: a reset inside a scan would run at every step.
-    ``sample.draw`` is 1 in the first window of all.
     """
     if config.staggered:
         num_windows = -(-fresh.horizon // config.window)
         cut = config.window * jax.random.randint(subkey(sample, "cut"), (), 1, num_windows + 1)
-        fresh = fresh._replace(horizon=jnp.where(sample.draw == 1, cut, fresh.horizon))
-    if config.resume:
-        fresh = resume.begin(sample.buffer, fresh, subkey(sample, "resume"), config.resume_fresh)
+        fresh = fresh._replace(horizon=jnp.where(sample.episode.horizon == 0, cut, fresh.horizon))
+    if config.replay:
+        fresh = replay.begin(sample.buffer, fresh, subkey(sample, "replay"), config.replay_fresh)
     return where(sample.done, fresh, sample.episode)
 
 
@@ -131,7 +141,7 @@ def finish(sample: Samples, before: Episode, after: Episode, losses: jax.Array, 
     done = (after.step >= after.horizon) | dead
     buffer = sample.buffer
     if buffer:
-        buffer = resume.push(buffer, before, jnp.atleast_2d(losses), sample.done, done)
+        buffer = replay.push(buffer, before, jnp.atleast_2d(losses), sample.done, done)
     return sample._replace(episode=after, done=done, buffer=buffer)
 
 
@@ -173,7 +183,8 @@ def spread(estimate_one, config: Config, mesh: Mesh, shaping: Shaping | None = N
     def estimate(theta, state, outer_step):
         total, state = run(theta, jnp.int32(outer_step), state)
         mean = lambda x: x / jnp.maximum(total.valid, 1)
-        metrics = {name: mean(x) for name, x in total.metrics.items()} | {
+        known = lambda x: jnp.where(total.valid > 0, mean(x), jnp.nan)
+        metrics = {name: known(x) for name, x in total.metrics.items()} | {
             "num_valid": total.valid,
             "frac_dead": total.dead / config.num_samples,
             "frac_capped": total.capped / config.num_samples,

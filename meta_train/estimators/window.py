@@ -41,12 +41,12 @@ class Scored(NamedTuple):
 def build(problem: InnerProblem, num_steps: int, combine: str = "mean") -> Window:
     """Cuts an inner problem into windows of W steps.
 
-    With losses l_t and an episode of T steps, the loss of the window that ends at t is
+    With losses l_t and an episode of T steps in U windows, the loss of the window that ends at t is
 
         mean     1/W sum of its l
-        last     T/W (l_t - l_{t-W}),   l_0 = 0: the mean over windows is l_T
+        last     U (l_t - l_{t-W}),   l_0 = 0: the mean over windows is l_T
         fresh    the same with ``problem.final`` in place of l: fresh batches
-        min      T/W (m_t - m_{t-W}),   m_t the smallest l so far, m_0 = 0
+        min      U (m_t - m_{t-W}),   m_t the smallest l so far, m_0 = 0
 
     A loss above ``problem.worst`` or not finite counts as the worst.
 
@@ -86,7 +86,8 @@ def build(problem: InnerProblem, num_steps: int, combine: str = "mean") -> Windo
             before = jnp.where(episode.step == 0, 0.0, before)
         else:
             score = cap(problem.final(ended), problem.worst)[0] if problem.final and combine == "fresh" else losses[-1]
-        loss = episode.horizon / num_steps * (score - before)
+        num_windows = -(-episode.horizon // num_steps)
+        loss = num_windows * (score - before)
         return ended._replace(inner=Scored(ended.inner, score)), Ran(loss, losses, capped)
 
     return Window(problem.reset, run_mean) if combine == "mean" else Window(reset, run_scored)

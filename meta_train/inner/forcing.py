@@ -22,6 +22,8 @@ from metaopt import optimizers
 from metaopt.core import LearnedOptimizer
 from metaopt.errors import UserError
 
+LARGEST = 2.0  # disagreement
+
 
 @dataclasses.dataclass(frozen=True)
 class Expert:
@@ -59,10 +61,13 @@ class Expert:
 
 def blend(weight: jax.Array, expert, learned):
     """w E + (1 - w) U."""
-    return jax.tree.map(lambda e, u: weight * e + (1 - weight) * u, expert, learned)
+    # While the expert leads alone, an update that is not finite does no harm.
+    return jax.tree.map(lambda e, u: jnp.where(weight >= 1, e, weight * e + (1 - weight) * u), expert, learned)
 
 
 def disagreement(expert, learned) -> jax.Array:
     """() 1 - cos(E, U) over all parameters, 0 where the directions agree."""
-    product = optax.tree.norm(expert) * optax.tree.norm(learned)
-    return 1.0 - jnp.asarray(optax.tree.vdot(expert, learned)) / jnp.maximum(product, 1e-12)
+    square = lambda tree: optax.tree.norm(tree, squared=True)
+    # Inside the root: an update of zero has a derivative too.
+    lengths = jnp.sqrt(square(expert) * square(learned) + 1e-24)
+    return 1.0 - jnp.asarray(optax.tree.vdot(expert, learned)) / lengths

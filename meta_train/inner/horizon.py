@@ -23,7 +23,8 @@ class Horizon:
     b(s) = a (b / a)^min(1, s / growth).
 
     Attributes:
-      shortest, longest: inner steps, inclusive; equal bounds make a constant.
+      shortest, longest: inner steps, inclusive but for the rounding; equal bounds make
+        a constant.
       multiple: the window, so that episodes end where windows do.
       distribution: "log_uniform" or "uniform".
       growth: outer steps until ``longest`` is reached; 0 is at once.

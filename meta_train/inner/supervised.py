@@ -96,6 +96,8 @@ def build(optimizer: LearnedOptimizer, task: Task, config: Config) -> InnerProbl
             loss = task.loss(task_params, params, _key(episode, RECORD), config.split)
         recorded = relative(episode, loss)
         if config.expert:
+            # What is not finite or too large must not hide how far apart the updates are.
+            recorded = jnp.where(recorded <= transform(WORST), recorded, transform(WORST))
             share = config.expert.imitation * episode.problem.expert_weight
             recorded = (1 - share) * recorded + share * apart
         return episode._replace(step=episode.step + 1, inner=Training(params, state, expert_state)), recorded
@@ -114,7 +116,10 @@ def build(optimizer: LearnedOptimizer, task: Task, config: Config) -> InnerProbl
         loss=lambda episode, params: task.loss(episode.problem.task_params, params, _key(episode, TRAIN)),
         outputs=outputs and (lambda e, params: outputs(e.problem.task_params, params, _key(e, TRAIN))),
     )
-    return InnerProblem(reset, step, float(transform(WORST)), config.horizon.bound, final, learner)
+    worst = float(transform(WORST))
+    if config.expert:
+        worst = max(worst, forcing.LARGEST)
+    return InnerProblem(reset, step, worst, config.horizon.bound, final, learner)
 
 
 def _key(episode: Episode, purpose: int) -> jax.Array:

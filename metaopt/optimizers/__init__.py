@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 from metaopt.core import LearnedOptimizer
-from metaopt.errors import UserError, unknown
+from metaopt.errors import UserError, check_type, unknown
 from metaopt.optimizers import hand, mlp, small_fc
 
 FAMILIES = {"hand": hand, "mlp": mlp, "small_fc": small_fc}
@@ -28,9 +28,7 @@ def build(family: str, **settings: Any) -> LearnedOptimizer:
     for name, value in settings.items():
         if name not in fields:
             raise unknown(f"setting of {family}", name, fields)
-        expected = type(fields[name].default)
-        if type(value) is not expected and not (expected is float and type(value) is int):
-            raise UserError(f"{family}: {name} takes {expected.__name__}, got {value!r}")
+        check_type(f"{family}: {name}", value, fields[name].default)
     try:
         return module.build(module.Config(**settings))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What the resume buffer and expert forcing are worth on a small recipe.
+"""What the replay buffer and expert forcing are worth on a small recipe.
 
 ``digits-quick`` with and without each, several meta-training seeds; every result is
 evaluated within its longest horizon and at four times as many steps as it ever saw.
@@ -18,7 +18,7 @@ import numpy as np
 SEEDS, HORIZONS, REPORT_SEEDS = (0, 1, 2), (500, 2000), 8
 VARIANTS = {
     "plain": [],
-    "resume": ["resume=2", "resume_fresh=0.2"],
+    "replay": ["replay=2", "replay_fresh=0.2"],
     "expert": ["expert.rule=adamw", "expert.learning_rate=3e-3", "expert.until=30", "expert.gone=150"],
     "expert, no imitation": [
         *["expert.rule=adamw", "expert.learning_rate=3e-3", "expert.until=30", "expert.gone=150"],

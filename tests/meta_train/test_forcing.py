@@ -47,6 +47,26 @@ def test_directions_are_compared_over_all_parameters():
     np.testing.assert_allclose(forcing.disagreement(one, jax.tree.map(jnp.negative, one)), 2.0, rtol=1e-6)
 
 
+def test_an_update_of_zero_has_a_derivative():
+    away = {"a": jnp.array([3.0, 4.0])}
+    slope = jax.grad(lambda u: forcing.disagreement(away, {"a": u}))(jnp.zeros(2))
+    assert np.isfinite(slope).all()
+
+
+def test_the_expert_alone_is_not_harmed_by_the_other():
+    np.testing.assert_array_equal(forcing.blend(jnp.float32(1.0), jnp.float32(2.0), jnp.float32(np.inf)), 2.0)
+
+
+def test_disagreement_is_not_taken_for_divergence():
+    """Opposite directions cost 2, more than the worst log loss; they must not count as the worst."""
+    uphill = LEARNED._replace(bind=lambda theta, num_steps=None: optax.sgd(-0.1))
+    expert = Expert(rule="sgd", learning_rate=0.1, until=5, gone=6, imitation=1.0)
+    problem = supervised.build(uphill, TASK, supervised.Config(Horizon(5, 5), expert=expert))
+    _, loss = problem.step(THETA, problem.reset(THETA, jax.random.key(1), 0))
+    np.testing.assert_allclose(loss, 2.0, rtol=1e-5)
+    assert loss <= problem.worst * (1 + 1e-6)
+
+
 def test_the_expert_is_an_ordinary_optimizer_with_its_own_state():
     config = supervised.Config(Horizon(5, 5), expert=Expert(rule="adamw", learning_rate=0.05, until=5, gone=6))
     problem = supervised.build(LEARNED, TASK, config)

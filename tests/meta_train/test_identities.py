@@ -123,6 +123,23 @@ def test_full_backpropagation_counts_no_step_beyond_the_horizon():
     np.testing.assert_allclose(metrics["meta_loss"][0], np.mean(values), rtol=1e-5)
 
 
+def test_full_backpropagation_survives_what_lies_beyond_the_horizon():
+    """A schedule with the root of the steps that are left: no number, and no derivative, after the last."""
+
+    def reset(theta, key, outer_step):
+        del theta, outer_step
+        return Episode(key, jnp.int32(0), 3 * jax.random.randint(key, (), 1, 5), (), jnp.ones(()))
+
+    def step(theta, episode):
+        left = jnp.sqrt((episode.horizon - episode.step) / 12)
+        x = episode.inner * (1 - jnp.exp(theta[0]) * left)
+        return episode._replace(step=episode.step + 1, inner=x), x**2
+
+    problem = InnerProblem(reset, step, longest=12)
+    grads, metrics = run_windows("backprop", problem, Config(8, 3, 0.0), 1, theta=START[:1])
+    assert metrics["num_valid"][0] == 8 and np.isfinite(grads).all()
+
+
 @pytest.mark.parametrize("rate", [0.05, 1.0])
 def test_a_bootstrap_of_one_plain_step_is_the_ordinary_meta_gradient(rate):
     """mu = 1/2 |x - rate grad f(x) - x|^2 has gradient rate (dx/dtheta)' grad f, divided by rate here."""
@@ -133,12 +150,14 @@ def test_a_bootstrap_of_one_plain_step_is_the_ordinary_meta_gradient(rate):
         return FIXED.final(state)
 
     episode = FIXED.reset(START, jax.random.key(0), 0)
-    for grad in bootstrapped:
-        # The start of a window is held constant, but in the first window it is theta's own.
-        expected = jax.grad(final_loss)(START, episode)
-        np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-6)
+    first = jax.grad(lambda theta: final_loss(theta, FIXED.reset(theta, jax.random.key(0), 0)))(START)
+    np.testing.assert_allclose(bootstrapped[0], first, rtol=1e-4)
+    assert abs(first[1]) > 0.01  # the start is theta's own
+    for grad in bootstrapped[1:]:
         for _ in range(WINDOW):
             episode, _ = FIXED.step(START, episode)
+        expected = jax.grad(final_loss)(START, episode)
+        np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_pes_with_an_analytic_window_is_exact_where_one_window_is_all():

@@ -1,4 +1,4 @@
-"""The resume buffer by hand, and inside an estimator."""
+"""The replay buffer by hand, and inside an estimator."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from meta_train import devices
-from meta_train.estimators import ESTIMATORS, resume
+from meta_train.estimators import ESTIMATORS, replay
 from meta_train.estimators.samples import Config
 from metaopt.core import Episode
 from metaopt.errors import UserError
-from tests.meta_train.problems import THETA, linear_system
+from tests.meta_train.problems import THETA, linear_system, run_windows
+from tests.meta_train.test_identities import START, descent
 
 
 def episode(step, horizon=10, key=0):
@@ -19,10 +20,10 @@ def episode(step, horizon=10, key=0):
 
 def follow(windows, slots=2):
     """Pushes windows ``(step, losses of both members, is_first, is_last)``."""
-    buffer = resume.init(episode(0), slots, members=2)
+    buffer = replay.init(episode(0), slots, members=2)
     for step, losses, is_first, is_last in windows:
         both = jnp.array([losses, losses], jnp.float32)
-        buffer = resume.push(buffer, episode(step), both, jnp.bool(is_first), jnp.bool(is_last))
+        buffer = replay.push(buffer, episode(step), both, jnp.bool(is_first), jnp.bool(is_last))
     return buffer
 
 
@@ -45,7 +46,7 @@ def test_the_next_episode_is_fresh_or_a_kept_one_that_goes_on():
     buffer = follow([(0, [1, 2], 1, 0), (3, [3, 4], 0, 0)])
     fresh = episode(0, horizon=7, key=1)
     keys = jax.random.split(jax.random.key(2), 2000)
-    begun = jax.vmap(lambda key: resume.begin(buffer, fresh, key, 0.25))(keys)
+    begun = jax.vmap(lambda key: replay.begin(buffer, fresh, key, 0.25))(keys)
     steps = np.asarray(begun.step)
     # Two kept states, begun at steps 0 and 3; 2000 draws: three standard errors are 0.03.
     np.testing.assert_allclose(np.mean(steps == 3), 0.375, atol=0.035)
@@ -55,13 +56,13 @@ def test_the_next_episode_is_fresh_or_a_kept_one_that_goes_on():
 
 
 def test_an_empty_buffer_gives_a_fresh_episode():
-    begun = resume.begin(resume.init(episode(5), 2, 2), episode(0), jax.random.key(0), 0.0)
+    begun = replay.begin(replay.init(episode(5), 2, 2), episode(0), jax.random.key(0), 0.0)
     assert begun.step == 0 and begun.horizon == 10
 
 
 @pytest.mark.parametrize("name", ["es_single", "truncated_es", "tbptt", "pes_analytic"])
 def test_horizons_grow_beyond_the_longest(name):
-    config = Config(num_samples=4, window=2, sigma=0.1, staggered=False, resume=1, resume_fresh=0.0)
+    config = Config(num_samples=4, window=2, sigma=0.1, staggered=False, replay=1, replay_fresh=0.0)
     estimator = ESTIMATORS[name](linear_system(4), config, devices.mesh(1))
 
     def body(state, _):
@@ -73,7 +74,22 @@ def test_horizons_grow_beyond_the_longest(name):
     np.testing.assert_array_equal(horizons[::2, 0], [4, 6, 8, 10, 12])
 
 
-@pytest.mark.parametrize("bad", [{"resume": -1}, {"resume_fresh": 1.5}])
+def test_tangents_begin_with_the_episode_that_is_replayed():
+    """The start depends on theta: a fresh one has tangents, a kept one is a constant."""
+    config = Config(num_samples=1, window=2, sigma=0.0, staggered=False, replay=1, replay_fresh=0.0)
+    results = []
+    for name in ("rtrl", "tbptt"):
+        grads, _ = run_windows(name, descent(4, rounding=4), config, 3, theta=START)
+        results.append(grads[2])  # the first window of a replayed episode
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-7)
+
+
+def test_an_infinite_loss_is_followed_too():
+    buffer = follow([(0, [1, np.inf], 1, 0), (2, [np.inf, 1], 0, 0), (4, [2, 3], 0, 0)])
+    assert np.isfinite(buffer.highest).all() and buffer.count == 1
+
+
+@pytest.mark.parametrize("bad", [{"replay": -1}, {"replay_fresh": 1.5}, {"replay": 1, "combine": "last"}])
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         Config(**bad)

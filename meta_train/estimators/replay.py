@@ -1,4 +1,4 @@
-"""Episodes begun again from where training went wrong: a failure-aware resume buffer.
+"""Episodes begun again from where training went wrong: a failure-aware replay buffer.
 
 Every sample keeps the states before its last bad windows and, when an episode is over,
 mostly goes on from one of them, for a freshly drawn number of steps more: horizons
@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Episode
+
+LARGEST = 1e30  # a loss that any other is below
 
 
 class Buffer(NamedTuple):
@@ -57,6 +59,8 @@ def push(buffer: Buffer, before: Episode, losses: jax.Array, is_first: jax.Array
     """
     buffer = _new_episode(buffer, is_first)
 
+    losses = jnp.clip(losses, -LARGEST, LARGEST)  # infinity less infinity would be no number
+
     def follow(carry, loss):
         last, rise, highest = carry
         rise = jnp.maximum(0.0, rise + loss - last)
@@ -71,7 +75,7 @@ def push(buffer: Buffer, before: Episode, losses: jax.Array, is_first: jax.Array
 
 def _new_episode(buffer: Buffer, is_first: jax.Array) -> Buffer:
     start = lambda value, x: jnp.where(is_first, value, x)
-    # A first loss of infinity: the first step of an episode is never a rise.
+    # The first step of an episode is never a rise.
     return buffer._replace(
-        last=start(jnp.inf, buffer.last), rise=start(0.0, buffer.rise), highest=start(0.0, buffer.highest)
+        last=start(LARGEST, buffer.last), rise=start(0.0, buffer.rise), highest=start(0.0, buffer.highest)
     )

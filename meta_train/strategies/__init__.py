@@ -76,27 +76,27 @@ def build(
         have ``longest`` inner steps.
     """
     lockstep = STRATEGIES[config.strategy].lockstep
-    algorithm, params = algorithms.build(theta, problems, config, tx)
+    algorithm, make_params = algorithms.build(theta, problems, config, tx)
     windows = [window.build(problem, config.window, config.combine) for problem in problems]
     run = population.spread(windows, config, mesh)
 
     def init(theta, key):
         k_run, k_search = jax.random.split(key)
-        search = algorithm.init(k_search, theta, params())
+        search = algorithm.init(k_search, theta, make_params())
         kept = population.init(windows, config, theta, k_run)
         return TrainState(theta, Search(k_run, _strong(search)), kept, jnp.zeros((), jnp.int32))
 
     def step(state: TrainState):
-        key, before = state.opt_state
+        (key, before), params = state.opt_state, make_params()
         draw = lambda outer_step, purpose: jax.random.fold_in(jax.random.fold_in(key, outer_step), purpose)
-        members, asked = algorithm.ask(draw(state.step, ASK), before, params())
+        members, asked = algorithm.ask(draw(state.step, ASK), before, params)
         clock = before.inner_step_counter if lockstep else jnp.int32(0)
         began = state.step - clock // config.window
         measured, kept = run(members, state.estimators, draw(began, EPISODES), clock, began)
 
         losses, usable = fitness.finite(measured.loss)
         combined = fitness.combine(losses, usable, config.normalise, lockstep)
-        told, _ = algorithm.tell(draw(state.step, TELL), members, combined, asked, params())
+        told, _ = algorithm.tell(draw(state.step, TELL), members, combined, asked, params)
         accept = jnp.any(usable) & jnp.all(jnp.isfinite(told.mean))
         # Of a strategy in lockstep the clock and the noise go on, as its episodes do.
         still = told.replace(mean=before.mean, opt_state=before.opt_state) if lockstep else before

@@ -68,7 +68,7 @@ def start(recipe: Recipe, run_dir: Path) -> Path:
     if run_dir.exists() and any(run_dir.iterdir()):
         remedy = "continue it with --resume" if (run_dir / "config.json").exists() else "choose another"
         raise UserError(f"run directory {run_dir} is not empty: {remedy}")
-    recipe.learned_optimizer()  # a bad ``start`` leaves nothing behind
+    compile_recipe(recipe, devices.mesh())  # what cannot be built leaves nothing behind
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if recipe.start:  # kept, so that a run goes on whatever becomes of the checkpoint

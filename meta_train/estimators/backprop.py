@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from meta_train.estimators import samples, window
 from meta_train.estimators.samples import Config, Measured, Samples
-from metaopt.core import Episode, Estimator, InnerProblem, Theta
+from metaopt.core import Estimator, InnerProblem, Theta
 from metaopt.errors import UserError
 
 
@@ -99,13 +99,19 @@ def perturbed(theta: Theta, sample: Samples, sigma: float) -> Theta:
 def measure(grad: Theta, loss, dead, capped, inner_steps, sample_clip: float) -> Measured:
     """What a differentiated sample contributes, its gradient not longer than ``sample_clip``."""
     norm = optax.tree.norm(grad)
-    if sample_clip:
-        grad = jax.tree.map(lambda g: g * jnp.minimum(1.0, sample_clip / norm), grad)
     return Measured(
-        grad=grad,
+        grad=shorten(grad, sample_clip),
         valid=jnp.isfinite(norm) & jnp.isfinite(loss),
         dead=dead,
         capped=capped,
         inner_steps=inner_steps,
         metrics={"meta_loss": loss, "sample_norm": norm},
     )
+
+
+def shorten(grad: Theta, sample_clip: float) -> Theta:
+    """A gradient of norm ``sample_clip`` at most; 0 is no limit."""
+    if not sample_clip:
+        return grad
+    factor = jnp.minimum(1.0, sample_clip / optax.tree.norm(grad))
+    return jax.tree.map(lambda g: g * factor, grad)

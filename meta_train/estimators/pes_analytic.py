@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from meta_train.estimators import es, samples, window
+from meta_train.estimators import backprop, es, samples, window
 from meta_train.estimators.samples import Config, Measured, Samples
 from metaopt.core import Estimator, InnerProblem, Theta
 from metaopt.errors import UserError
@@ -47,6 +47,7 @@ def pes_analytic(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator
             return ran.loss, (episode, ended, ran)
 
         (loss, (episode, mean, mean_ran)), local = jax.value_and_grad(mean_member, has_aux=True)(theta)
+        local = backprop.shorten(local, config.sample_clip)
         pair, ran = es.run(windows, thetas, es.take(episode, slice(0, 2)))
         slope = sum(jax.tree.leaves(jax.tree.map(lambda e, a: jnp.sum(e * a), eps, local)))
         factor = (ran.loss[0] - ran.loss[1] - 2 * slope) / (2 * config.sigma**2)

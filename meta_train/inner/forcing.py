@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt import optimizers
+from metaopt.core import LearnedOptimizer
 from metaopt.errors import UserError
 
 
@@ -42,11 +43,14 @@ class Expert:
             raise UserError(f"an expert needs 0 <= until < gone, got {self.until} and {self.gone}")
         if not 0 <= self.imitation <= 1:
             raise UserError(f"imitation is a share between 0 and 1, got {self.imitation}")
-        self.optimizer()
+        self._hand()  # refuses an unknown rule
 
     def optimizer(self) -> optax.GradientTransformation:
-        hand = optimizers.build("hand", rule=self.rule, learning_rate=self.learning_rate)
+        hand = self._hand()
         return hand.bind(hand.init(jax.random.key(0)))
+
+    def _hand(self) -> LearnedOptimizer:
+        return optimizers.build("hand", rule=self.rule, learning_rate=self.learning_rate)
 
     def weight(self, outer_step: jax.Array | int) -> jax.Array:
         """() w of an episode that begins at ``outer_step``."""

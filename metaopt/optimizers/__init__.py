@@ -19,7 +19,7 @@ def build(family: str, **settings: Any) -> LearnedOptimizer:
 
     Raises:
       UserError: for a family or a setting that does not exist (the nearest names
-        are listed), or a setting of the wrong type.
+        are listed), or a setting of the wrong type or value.
     """
     if family not in FAMILIES:
         raise unknown("optimizer family", family, FAMILIES)
@@ -31,4 +31,7 @@ def build(family: str, **settings: Any) -> LearnedOptimizer:
         expected = type(fields[name].default)
         if type(value) is not expected and not (expected is float and type(value) is int):
             raise UserError(f"{family}: {name} takes {expected.__name__}, got {value!r}")
-    return module.build(module.Config(**settings))
+    try:
+        return module.build(module.Config(**settings))
+    except ValueError as error:
+        raise UserError(f"{family}: {error}") from error

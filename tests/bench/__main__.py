@@ -12,6 +12,8 @@ import sys
 RUNS = [
     ["tests.bench.throughput", "1"],
     ["tests.bench.throughput", str(os.cpu_count())],
+    ["tests.bench.parts"],
+    ["tests.bench.estimators"],
     ["tests.bench.update"],
 ]
 

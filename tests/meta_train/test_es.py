@@ -1,58 +1,93 @@
 """The evolution-strategies family against cases with a known answer."""
 
+import functools
+from pathlib import Path
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from meta_train import devices
-from meta_train.estimators import ESTIMATORS
+from meta_train.estimators import ESTIMATORS, samples
 from meta_train.estimators.samples import Config
 from metaopt.core import Episode, InnerProblem
-from tests.meta_train.problems import THETA, linear_system, mean_loss, run_windows
+from tests import golden
+from tests.golden import estimators as replay
+from tests.meta_train.problems import THETA, linear_system, run_windows
 
 HORIZON = 12
 
 
-@pytest.mark.parametrize("name, window", [("es", 3), ("es_single", 3), ("pes", 3), ("pes", 12)])
-def test_mean_over_an_episode_is_the_true_gradient(name, window):
-    num_windows = 1 if name == "es" else HORIZON // window
-    config = Config(num_samples=20_000, window=window, sigma=0.1, staggered=False)
-    grads, _ = run_windows(name, linear_system(HORIZON), config, num_windows)
-    truth = jax.grad(mean_loss)(THETA, HORIZON)
-    # Variance of one pair, spec 5: (P + 1) |g|^2 for a shared perturbation; PES differs by a
-    # small factor here. Four standard errors of 20,000 pairs.
-    tolerance = 4 * float(jnp.linalg.norm(truth)) * (3 / 20_000) ** 0.5 * 1.5
-    np.testing.assert_allclose(jnp.mean(grads, axis=0), truth, atol=tolerance)
+GOLDEN = np.load(Path(golden.__file__).parent / "est_quadlin.npz")
+NUM_PAIRS = 200_000
 
 
-def test_truncation_bias_would_be_seen():
-    """The test above can fail: forgetting the past changes the answer by far more."""
-    config = Config(num_samples=20_000, window=3, sigma=0.1, staggered=False)
-    grads, _ = run_windows("pes", linear_system(HORIZON), config, 1)
-    truth = jax.grad(mean_loss)(THETA, HORIZON)
-    assert np.abs(grads[0] - truth).max() > 0.3 * np.abs(truth).max()
+@functools.cache
+def episode_estimates(name, window, num_pairs, **options):
+    """(windows, num_pairs, P) estimates of single pairs on est_quadlin, summed losses, theta fixed."""
+    problem, _ = replay.quadlin(GOLDEN)
+    problem = problem._replace(reset=lambda *a, reset=problem.reset: reset(*a)._replace(horizon=jnp.int32(20)))
+    config = Config(num_pairs, window, float(GOLDEN["sigma"]), staggered=False)
+    singles = lambda estimate_one, config, mesh, shape: one_by_one(estimate_one, shape)
+    with mock.patch.object(samples, "spread", singles):
+        estimator = ESTIMATORS[name](problem, config, None, **options)
+    theta = jnp.asarray(GOLDEN["theta0"])
+
+    @jax.jit
+    def run(state):
+        return jax.lax.scan(lambda s, _: estimator.estimate(theta, s, 0)[::-1], state, length=20 // window)[1]
+
+    return window * np.asarray(run(estimator.init(theta, jax.random.key(0))), np.float64)
 
 
-def test_es_single_variance_does_not_depend_on_the_window():
-    truth = jax.grad(mean_loss)(THETA, HORIZON)
-    for window in (1, 4, 12):
-        config = Config(num_samples=1, window=window, sigma=0.1, staggered=False)
-        problem, num_windows = linear_system(HORIZON), HORIZON // window
-        estimator = ESTIMATORS["es_single"](problem, config, devices.mesh(1))
+def one_by_one(estimate_one, shape):
+    """In place of the mean over samples: the estimate of every sample."""
 
-        def episode(state, _, estimator=estimator, num_windows=num_windows):
-            def body(state, _):
-                grad, state, _ = estimator.estimate(THETA, state, 0)
-                return state, grad
+    def estimate(theta, state, outer_step):
+        measured, state = jax.vmap(estimate_one, (None, 0, None))(theta, state, outer_step)
+        return measured.grad * shape(measured.losses, measured.valid)[:, None], state
 
-            state, grads = jax.lax.scan(body, state, length=num_windows)
-            return state, jnp.mean(grads, axis=0)
+    return estimate
 
-        _, estimates = jax.lax.scan(episode, estimator.init(THETA, jax.random.key(0)), length=20_000)
-        variance = jnp.sum(jnp.var(estimates, axis=0))
-        # tr Var = (P + 1) |g|^2; heavy tails: 5 % at 20,000 samples, spec 10.4.
-        np.testing.assert_allclose(variance, 3 * jnp.sum(truth**2), rtol=0.05)
+
+@pytest.mark.parametrize("name", ["es_single", "pes", "gpes", "es_gen", "truncated_es"])
+def test_the_sum_over_an_episode_has_the_right_mean(name):
+    """Spec 10.3: within four standard errors of the true gradient; truncated ES of the truncated one."""
+    totals = episode_estimates(name, 5, NUM_PAIRS).sum(axis=0)
+    mean, error = totals.mean(axis=0), totals.std(axis=0) / NUM_PAIRS**0.5
+    truth, truncated = GOLDEN["true_grad"].sum(axis=0), GOLDEN["trunc_grad"].sum(axis=0)
+    target, other = (truncated, truth) if name == "truncated_es" else (truth, truncated)
+    assert (np.abs(mean - target) < 4 * error).all()
+    assert (np.abs(mean - other) > 20 * error).all()
+
+
+@pytest.mark.parametrize("name, stored", [("es_single", "var_es_single_pair"), ("pes", "var_pes_pair")])
+def test_the_variance_is_that_of_the_closed_form(name, stored):
+    totals = episode_estimates(name, 5, NUM_PAIRS).sum(axis=0)
+    # Heavy tails: 5 %, spec 10.4.
+    np.testing.assert_allclose(np.sum(totals.var(axis=0)), GOLDEN[stored], rtol=0.05)
+
+
+@pytest.mark.parametrize("window", [1, 2, 10, 20])
+def test_es_single_variance_does_not_depend_on_the_window(window):
+    totals = episode_estimates("es_single", window, NUM_PAIRS).sum(axis=0)
+    np.testing.assert_allclose(np.sum(totals.var(axis=0)), GOLDEN["var_es_single_pair"], rtol=0.05)
+
+
+def test_the_first_member_can_lead():
+    """advance="pos": the second window starts where the first member of the first one ended."""
+    problem = linear_system(HORIZON)
+    config = Config(num_samples=1, window=3, sigma=0.1, staggered=False)
+    estimator = ESTIMATORS["truncated_es"](problem, config, devices.mesh(1), advance="pos")
+    state = estimator.init(THETA, jax.random.key(0))
+    _, state, _ = jax.jit(estimator.estimate)(THETA, state, 0)
+    eps = samples.perturbation(THETA, jax.tree.map(lambda x: x[0], state), 0.1)
+    episode = problem.reset(THETA, jax.random.key(0), 0)
+    for _ in range(3):
+        episode, _ = problem.step(THETA + eps, episode)
+    np.testing.assert_allclose(state.episode.inner[0], [episode.inner, episode.inner], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["es", "es_single", "pes"])

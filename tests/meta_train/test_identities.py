@@ -8,7 +8,11 @@ import pytest
 from meta_train import devices
 from meta_train.estimators import ESTIMATORS, samples
 from meta_train.estimators.samples import Config
+from meta_train.inner import supervised
+from meta_train.inner.horizon import Horizon
+from metaopt import optimizers
 from metaopt.core import Episode, InnerProblem, Learner
+from tasks.quadratic import Quadratic
 from tests.meta_train.problems import run_windows
 
 HORIZON, WINDOW = 12, 3
@@ -84,6 +88,17 @@ def test_rtrl_over_an_episode_is_full_backpropagation(combine):
     # The start depends on theta, so truncation is seen.
     truncated = estimates("tbptt", sigma=0.0, combine=combine).mean(axis=0)
     assert np.abs(truncated - whole).max() > 0.1 * np.abs(whole).max()
+
+
+def test_forward_and_reverse_agree_where_the_state_counts_steps():
+    """Adam on a noisy quadratic: integers in the state have no derivative, random horizons."""
+    optimizer = optimizers.build("hand", rule="adam", learning_rate=0.05)
+    problem = supervised.build(optimizer, Quadratic(dim=3, noise=0.1), supervised.Config(Horizon(6, 6, 3)))
+    theta = optimizer.init(jax.random.key(0))
+    config = Config(num_samples=2, window=3, sigma=0.0, staggered=False)
+    forward = run_windows("rtrl", problem, config, 2, theta=theta)[0]
+    (reverse,) = jax.tree.leaves(run_windows("backprop", problem, config, 1, theta=theta)[0]["log_learning_rate"])
+    np.testing.assert_allclose(forward["log_learning_rate"].mean(), reverse, rtol=1e-4)
 
 
 def test_full_backpropagation_counts_no_step_beyond_the_horizon():

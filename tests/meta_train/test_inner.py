@@ -26,6 +26,25 @@ def test_equal_bounds_are_a_constant():
     assert set(np.asarray(jax.vmap(Horizon(30, 30, 10).sample)(KEYS[:50]))) == {30}
 
 
+def test_uniform_horizons():
+    lengths = np.asarray(jax.vmap(Horizon(100, 1000, 50, "uniform").sample)(KEYS))
+    assert lengths.min() == 100 and lengths.max() == 1000 and set(lengths % 50) == {0}
+    # Standard deviation 260, 4,000 draws: four standard errors.
+    np.testing.assert_allclose(lengths.mean(), 550, atol=17)
+
+
+@pytest.mark.parametrize("distribution", ["log_uniform", "uniform"])
+def test_a_curriculum_grows_by_the_same_factor(distribution):
+    horizon = Horizon(100, 1600, 1, distribution, growth=40)
+    longest = [int(jax.vmap(lambda k, s=s: horizon.sample(k, s))(KEYS).max()) for s in (0, 10, 20, 40, 80)]
+    np.testing.assert_allclose(longest, [100, 200, 400, 1600, 1600], rtol=0.01)  # the largest of 4,000 draws
+
+
+def test_the_bound_is_reached_and_not_passed():
+    horizon = Horizon(30, 44, 10)
+    assert jax.vmap(horizon.sample)(KEYS).max() == horizon.bound == 40
+
+
 @pytest.mark.parametrize("bad", [(0, 10, 1), (10, 5, 1), (10, 20, 50)])
 def test_impossible_horizons_are_refused(bad):
     with pytest.raises(UserError, match="1 <= window <= shortest <= longest"):
@@ -66,3 +85,39 @@ def test_the_log_objective_is_the_log_of_the_linear_one():
 def test_unknown_settings_are_refused(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         supervised.Config(Horizon(5, 5), **bad)
+
+
+def test_first_order_leaves_out_second_derivatives():
+    """One SGD step on a quadratic: the loss after two steps with and without d grad / d params."""
+    task, optimizer = Quadratic(dim=3), optimizers.build("hand", rule="sgd", learning_rate=0.1)
+    theta = optimizer.init(jax.random.key(0))
+    config = lambda first_order: supervised.Config(Horizon(5, 5), objective="linear", first_order=first_order)
+
+    def loss(theta, first_order):
+        problem = supervised.build(optimizer, task, config(first_order))
+        episode = problem.reset(theta, jax.random.key(1), 0)
+        episode, _ = problem.step(theta, episode)
+        return problem.step(theta, episode)[1]
+
+    episode = supervised.build(optimizer, task, config(False)).reset(theta, jax.random.key(1), 0)
+    (hessian, optimum), first = episode.problem.task_params, episode.problem.first_loss
+    hessian, rate, gap = hessian / 3, 0.1, episode.inner.params["x"] - optimum
+    once = gap - rate * hessian @ gap
+    twice = once - rate * hessian @ once
+    # d twice / d rate: both gradients as constants, or the second one through the first step too.
+    constant = -(hessian @ gap) - hessian @ once
+    whole = constant + rate * hessian @ hessian @ gap
+    for first_order, slope in ((True, constant), (False, whole)):
+        grad = jax.grad(loss)(theta, first_order)["log_learning_rate"]
+        np.testing.assert_allclose(grad, rate * slope @ hessian @ twice / first, rtol=1e-4)
+
+
+def test_a_state_is_measured_on_fresh_batches_of_the_split():
+    """Noisy training loss, noiseless validation: ten fresh batches of the latter are exact."""
+    task, optimizer = Quadratic(dim=3, noise=0.05), optimizers.build("hand")
+    problem = supervised.build(optimizer, task, supervised.Config(Horizon(5, 5), objective="linear"))
+    episode = problem.reset(optimizer.init(jax.random.key(0)), jax.random.key(1), 0)
+    np.testing.assert_allclose(problem.final(episode), 1.0, rtol=1e-6)  # relative to the start
+    noisy = supervised.build(optimizer, task, supervised.Config(Horizon(5, 5), split="train", objective="linear"))
+    values = [noisy.final(episode._replace(step=jnp.int32(s))) for s in range(3)]
+    assert len({float(v) for v in values}) == 3  # every step its own batches

@@ -299,6 +299,11 @@ def test_mistakes_in_a_recipe(changes, message):
     assert message in str(error.value)
 
 
+def test_members_are_what_is_spread_over_the_devices():
+    assert TINY.spread() == TINY.population
+    assert dataclasses.replace(TINY, strategy="").spread() == TINY.num_samples
+
+
 def test_what_cannot_be_built_is_refused():
     def build(name, problem, theta=THETA, num_devices=1, **changes):
         config = dataclasses.replace(CONFIG, strategy=name, **changes)

@@ -90,7 +90,7 @@ def run_train(arguments) -> None:
     recipe = run.read_recipe(arguments.resume) if arguments.resume else chosen
     if recipe is None:
         raise UserError(f"name a recipe ({', '.join(recipes.names())}) or a run with --resume DIR")
-    devices.make_cpu_devices(recipe.num_samples, arguments.devices)
+    devices.make_cpu_devices(recipe.spread(), arguments.devices)
     if arguments.resume:
         run.resume(arguments.resume, chosen)
     else:

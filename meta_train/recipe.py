@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import meta_train.recipes
-from meta_train import estimators, outer, warm_start
+from meta_train import estimators, outer, strategies, warm_start
 from meta_train.estimators import samples
 from meta_train.inner import supervised
 from meta_train.inner.forcing import Expert
@@ -21,6 +21,8 @@ from metaopt import optimizers
 from metaopt.core import LearnedOptimizer, Theta
 from metaopt.errors import UserError, check_type, unknown
 from tasks import suites
+
+ONLY_ESTIMATORS = ("options", "shaping", "sample_clip", "replay")  # settings that a strategy has no use for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,10 @@ class Recipe:
     sigma: float = 0.01  # standard deviation of the perturbations of theta
     sample_clip: float = 0.0  # norm of the gradient of one sample, where it is differentiated; 0 is none
     chunk: int = 0  # samples computed at once on a device; 0 is all
+    # strategy: takes the place of the estimator, what it shares with one is above
+    strategy: str = ""  # meta_train.strategies.STRATEGIES; none is an estimator
+    population: int = 64  # members, each of which runs num_samples episodes of each task
+    normalise: str = "zscore"  # of the losses of an episode over the population: none, zscore, rank
     # outer loop
     outer_steps: int = 1000
     learning_rate: float = 3e-3
@@ -79,11 +85,24 @@ class Recipe:
             raise UserError(f"only={self.only} holds the rest of theta at a checkpoint's: name it with start=")
         if self.replay and self.expert:
             raise UserError("replay brings back episodes that the expert led: choose one of replay= and expert.*")
+        if self.strategy:
+            self._check_strategy()
         # Built here so that a bad setting is refused before anything is written.
         # ``start`` waits until the devices are made: reading weights would make them.
         optimizers.build(self.optimizer, **self.settings)
         for part in (self.inner, self.samples, self.outer):
             part()
+
+    def _check_strategy(self):
+        self.strategies()
+        if strategies.STRATEGIES[self.strategy].lockstep and self.shortest != self.longest:
+            raise UserError(
+                f"strategy={self.strategy} needs episodes of one length: set shortest and longest to the same, "
+                f"got {self.shortest} and {self.longest}"
+            )
+        for field in dataclasses.fields(self):
+            if field.name in ONLY_ESTIMATORS and getattr(self, field.name) not in (field.default, {}):
+                raise UserError(f"{field.name} is for estimators: leave it out with strategy={self.strategy}")
 
     def learned_optimizer(self) -> LearnedOptimizer:
         optimizer = optimizers.build(self.optimizer, **self.settings)
@@ -119,6 +138,22 @@ class Recipe:
             replay=self.replay,
             replay_fresh=self.replay_fresh,
         )
+
+    def strategies(self) -> strategies.Config:
+        return strategies.Config(
+            self.strategy,
+            self.population,
+            self.normalise,
+            self.num_samples,
+            self.window,
+            self.sigma,
+            self.chunk,
+            self.combine,
+        )
+
+    def spread(self) -> int:
+        """How many of what is spread over the devices: samples, or members of a population."""
+        return self.population if self.strategy else self.num_samples
 
     def outer(self) -> outer.Config:
         return outer.Config(self.learning_rate, self.warmup, self.outer_steps, self.clip, self.weight_decay)

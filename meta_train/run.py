@@ -12,9 +12,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
-from meta_train import devices, estimators, outer
+from meta_train import devices, estimators, outer, strategies
 from meta_train import recipe as recipes
 from meta_train.inner import supervised
 from meta_train.log import Log, Progress
@@ -40,14 +41,21 @@ def compile_recipe(recipe: Recipe, mesh: Mesh) -> Program:
     """Builds what the recipe describes, for the devices of ``mesh``."""
     optimizer = recipe.learned_optimizer()
     problems = [supervised.build(optimizer, task, recipe.inner()) for task in suites.build(recipe.suite)]
-    built = [estimators.build(recipe.estimator, p, recipe.samples(), mesh, **recipe.options) for p in problems]
     tx = outer.optimizer(recipe.outer())
+    if recipe.strategy:
+        theta = jax.eval_shape(optimizer.init, jax.random.key(0))
+        tx = optax.chain(optax.clip_by_global_norm(recipe.clip), tx)
+        begin, step = strategies.build(theta, problems, recipe.strategies(), tx, mesh)
+    else:
+        built = [estimators.build(recipe.estimator, p, recipe.samples(), mesh, **recipe.options) for p in problems]
+        begin = lambda theta, key: outer.init(theta, built, tx, key)
+        step = outer.build_step(built, tx, recipe.clip)
 
     def init():
         k_theta, k_run = jax.random.split(jax.random.key(recipe.seed))
-        return outer.init(optimizer.init(k_theta), built, tx, k_run)
+        return begin(optimizer.init(k_theta), k_run)
 
-    chunk = outer.build_chunk(outer.build_step(built, tx, recipe.clip), recipe.steps_per_dispatch, mesh)
+    chunk = outer.build_chunk(step, recipe.steps_per_dispatch, mesh)
     return Program(jax.jit(init, out_shardings=outer.shardings(mesh)), chunk)
 
 

@@ -18,6 +18,7 @@ Sources: PES, Vicol et al., arXiv:2112.13835; ES-Single and ES-Gen, Vicol,
 arXiv:2304.11153; GPES, Li et al., arXiv:2304.12180.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -151,16 +152,10 @@ def full_es(problem: InnerProblem, config: Config, mesh: Mesh, antithetic: bool 
         thetas = members(theta, eps, signs)
         episode = reset(windows, thetas, sample, outer_step)
 
-        def another_window(carry):
-            episode, total, capped = carry
-            episode, ran = run(windows, thetas, episode)
-            return episode, total + ran.loss, capped + jnp.mean(ran.capped)
-
-        start = episode, jnp.zeros(len(signs)), jnp.zeros(())
-        unfinished = lambda carry: carry[0].step < carry[0].horizon
-        episode, total, capped = jax.lax.while_loop(unfinished, another_window, start)
-        num_windows = episode.step / config.window
-        measured = _measure(eps, total / num_windows, capped / num_windows, episode)
+        whole = functools.partial(window.run_whole, windows, config.window)
+        every_member = jax.vmap(whole, in_axes=(0, MEMBERS), out_axes=(MEMBERS, 0, 0))
+        episode, losses, capped = every_member(thetas, episode)
+        measured = _measure(eps, losses, jnp.mean(capped), episode)
         return measured._replace(inner_steps=len(signs) * episode.step), sample
 
     shape = shaping.build(config.shaping, config.sigma)

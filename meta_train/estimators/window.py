@@ -93,6 +93,20 @@ def build(problem: InnerProblem, num_steps: int, combine: str = "mean") -> Windo
     return Window(problem.reset, run_mean) if combine == "mean" else Window(reset, run_scored)
 
 
+def run_whole(windows: Window, num_steps: int, theta: Theta, episode: Episode):
+    """Window after window to the end: (episode, () meta-objective, () fraction of losses that count as the worst)."""
+
+    def another(carry):
+        episode, total, capped = carry
+        episode, ran = windows.run(theta, episode)
+        return episode, total + ran.loss, capped + ran.capped
+
+    unfinished = lambda carry: carry[0].step < carry[0].horizon
+    episode, total, capped = jax.lax.while_loop(unfinished, another, (episode, jnp.zeros(()), jnp.zeros(())))
+    num_windows = episode.step / num_steps
+    return episode, total / num_windows, capped / num_windows
+
+
 def cap(losses: jax.Array, worst: float) -> tuple[jax.Array, jax.Array]:
     """Losses above ``worst`` or not finite count as ``worst``: (losses, whether they do)."""
     capped = ~(losses <= worst)  # also where the loss is NaN

@@ -27,7 +27,7 @@ def fails(capsys, *arguments) -> str:
         (["quadratics", "--dir", "here", "sigm=1"], "did you mean 'sigma'?"),
         (["quadratics", "only=schedule"], "name it with start="),
         (["quadratics", "sigma=big"], "sigma takes float, got 'big'"),
-        (["quadratics", "num_samples=1.5"], "num_samples takes int, got '1.5'"),
+        (["quadratics", "num_samples=1.5"], "num_samples takes int, got 1.5"),
         (["quadratics", "sigma"], "given as name=value, got 'sigma'"),
         (["quadratics", "shortest=0"], "a horizon needs 1 <= window"),
         (["quadratics", "estimator=pez"], "did you mean 'pes'?"),

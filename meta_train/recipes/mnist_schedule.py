@@ -14,10 +14,10 @@ recipe = Recipe(
     shortest=2000,
     longest=2000,
     objective="linear",
-    num_samples=8,
+    num_samples=16,
     window=50,
     sigma=0.1,
     outer_steps=2000,
-    learning_rate=1e-2,
+    learning_rate=2e-2,
     warmup=20,
 )

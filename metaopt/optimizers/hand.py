@@ -6,6 +6,7 @@ network, with Optax doing the update.
 
 import dataclasses
 import math
+from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
@@ -63,23 +64,24 @@ def build(config: Config = Config()) -> LearnedOptimizer:
         optimizer's ``init``, if the parameters are not ``num_tensors`` tensors.
     """
     start = _start(config)
+    constants = {name: start.pop(name) for name in config.constants}
 
     def init(key: Key) -> Theta:
         del key
         tensors = (config.num_tensors,) if config.num_tensors else ()
-        learned = {name: x for name, x in start.items() if name not in config.constants}
-        return {name: jnp.full((*tensors, *x.shape), x) for name, x in learned.items()}
+        return {name: jnp.full((*tensors, *x.shape), x) for name, x in start.items()}
 
     def bind(theta: Theta, num_steps=None):
         if config.schedule_knots and num_steps is None:
             raise ValueError("a learned schedule needs the length of training: pass num_steps=")
         if config.num_tensors:
-            of_tensor = lambda i: start | {name: x[i] for name, x in theta.items()}
-            labels = [f"tensor {i}" for i in range(config.num_tensors)]
-            parts = {label: _optax(config, of_tensor(i), num_steps) for i, label in enumerate(labels)}
-            tx = optax.partition(parts, lambda params: _label(params, labels))
+            of_tensor = lambda i: constants | {name: x[i] for name, x in theta.items()}
+            parts: dict[Hashable, optax.GradientTransformation] = {
+                f"tensor {i}": _optax(config, of_tensor(i), num_steps) for i in range(config.num_tensors)
+            }
+            tx = optax.partition(parts, lambda params: _label(params, list(parts)))
         else:
-            tx = _optax(config, start | theta, num_steps)
+            tx = _optax(config, constants | theta, num_steps)
 
         def update(grads, state, params, value):
             del value
@@ -99,7 +101,7 @@ def learning_rate(config: Config, theta: Theta, step, num_steps=None) -> jax.Arr
 
     where there are any. Beyond T the schedule stays at its last value.
 
-    Source: the decay, Wu et al., arXiv:1803.02021.
+    Source: the decay, Vicol et al., arXiv:2112.13835.
     """
     log_rate = theta["log_learning_rate"]
     if config.schedule_knots:
@@ -127,7 +129,7 @@ def _start(config: Config) -> dict[str, np.ndarray]:
     return {name: np.asarray(value, np.float32) for name, value in theta.items()}
 
 
-def _optax(config: Config, theta: Theta, num_steps) -> optax.GradientTransformationExtraArgs:
+def _optax(config: Config, theta: Theta, num_steps) -> optax.GradientTransformation:
     """The rule with the hyper-parameters of one tensor, or of all of them."""
     decay = lambda name: 1.0 - jnp.exp(theta[f"log_one_minus_{name}"])
     parts = []
@@ -138,10 +140,11 @@ def _optax(config: Config, theta: Theta, num_steps) -> optax.GradientTransformat
     if config.rule == "adamw":
         parts.append(optax.add_decayed_weights(jnp.exp(theta["log_weight_decay"])))
     rate = lambda step: learning_rate(config, theta, step, num_steps)
-    return optax.with_extra_args_support(optax.chain(*parts, optax.scale_by_learning_rate(rate)))
+    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
 
 
-def _label(params, labels: list[str]):
+def _label(params, labels: list[Hashable]):
+    """The labels as a tree like the parameters."""
     tree = jax.tree.structure(params)
     if tree.num_leaves != len(labels):
         raise ValueError(

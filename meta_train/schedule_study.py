@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from meta_train import run
 from meta_train.recipe import Recipe
@@ -46,7 +47,7 @@ def write(run_dirs: list[Path], out: Path, seeds: int = 20, tuning_seeds: int = 
     result = study(run_dirs, seeds, tuning_seeds)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "schedule.json").write_text(json.dumps(result, indent=1) + "\n")
+        (out / "schedule.json").write_text(json.dumps(result) + "\n")
         draw(result).savefig(out / "schedule.png", dpi=110)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from error
@@ -120,7 +121,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Schedules, validation losses, and the way of each run over the surface of the grid."""
+    """Schedules, validation losses, and the path of each run over the surface of the grid."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     schedules, losses, surface = figure.subplots(1, 3)
     steps = result["steps"]
@@ -130,7 +131,7 @@ def draw(result: dict[str, Any]) -> Figure:
         mark: dict[str, Any] = {"color": color, "markeredgecolor": "white", "markersize": 9, "zorder": 3}
         schedules.plot(steps, o["learning_rate"], label=f"{name} ({o['inner_steps'] / 1e6:.2g}M steps spent)", **line)
         middle, low, high = np.array(o["valid"], float)[1:].T
-        losses.plot(steps[1:], middle, label=f"{name}: {o['mean_valid'][0]:.3f} in the mean", **line)
+        losses.plot(steps[1:], middle, label=f"{name}: mean {o['mean_valid'][0]:.3f}", **line)
         losses.fill_between(steps[1:], low, high, color=color, alpha=0.15, linewidth=0)
         surface.plot(o["learning_rate"][0], o["decay"], "o" if name in result["paths"] else "X", label=name, **mark)
         if name in result["paths"]:
@@ -142,13 +143,12 @@ def draw(result: dict[str, Any]) -> Figure:
     figure.colorbar(filled, ax=surface, format="%.2g", label="mean validation loss")
     schedules.set(title=f"learning rate, {result['task']}", xlabel="inner step", yscale="log")
     losses.set(title=f"validation loss, {result['seeds']} fresh seeds", xlabel="inner step", yscale="log")
-    surface.set(title="the grid, and the way of each run", xlabel="rate", ylabel="decay", xscale="log")
+    surface.set(title="the grid, and the path of each run", xlabel="rate", ylabel="decay", xscale="log")
     for axes in (schedules, losses):
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 3, 5)), major_formatter="{x:g}", minor_formatter="")
         axes.grid(alpha=0.3, which="both", linewidth=0.5)
-    for axes in (schedules, losses, surface):
         axes.legend(fontsize=8)
+    surface.legend(fontsize=8, loc="lower right")
     return figure
 
 

@@ -43,7 +43,7 @@ def mnist_mlp() -> tuple[Task, ...]:
 
 def mnist_deep() -> tuple[Task, ...]:
     """One network of twelve tensors on MNIST: for hyper-parameters of every tensor."""
-    return (ImageMLP(("mnist5k",), side=14, width=32, depth=5, name="mnist-14-mlp-32x5"),)
+    return (ImageMLP(("mnist5k",), side=14, width=32, depth=5, batch_size=16, name="mnist-14-mlp-32x5"),)
 
 
 def heldout_small() -> tuple[Task, ...]:

@@ -79,6 +79,14 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="draw a report again from its results.jsonl")
     report.add_argument("dir", type=Path)
     report.set_defaults(run=run_report)
+
+    study = commands.add_parser("schedule-study", help="learned learning-rate schedules beside the best of a grid")
+    study.add_argument(
+        "dirs", type=Path, nargs="+", metavar="RUN", help="run directories of mnist-schedule or the like"
+    )
+    study.add_argument("--seeds", type=int, default=20, help="reported runs of each")
+    study.add_argument("--out", type=Path, default=Path("reports/schedule-study"), help="folder (default: %(default)s)")
+    study.set_defaults(run=run_schedule_study)
     return parser
 
 
@@ -138,6 +146,13 @@ def run_report(arguments) -> None:
 
     print(report.text_table(arguments.dir))
     print(f"report: {report.write(arguments.dir)}")
+
+
+def run_schedule_study(arguments) -> None:
+    from meta_train import schedule_study
+
+    print(schedule_study.table(schedule_study.write(arguments.dirs, arguments.out, arguments.seeds)))
+    print(f"picture: {arguments.out / 'schedule.png'}")
 
 
 if __name__ == "__main__":

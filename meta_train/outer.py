@@ -65,7 +65,7 @@ def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation
     must not drown the others. An inner problem with no valid sample is left out of the mean. If none has one, or
     g is not finite, theta and the outer optimizer stay as they are.
 
-    The metrics of problem i are named ``problem_i/...``.
+    The metrics of problem i are named ``problem_i/...``, scalar entries of theta ``theta/...``.
     """
 
     def step(state: TrainState):
@@ -97,6 +97,9 @@ def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation
             "theta_norm": optax.tree.norm(theta),
             "skipped": 1.0 - accept,
         }
+        for path, value in jax.tree.leaves_with_path(theta):
+            if value.ndim == 0:  # hyper-parameters: to be watched one by one
+                metrics[f"theta/{jax.tree_util.keystr(path, simple=True, separator='/')}"] = value
         return TrainState(theta, opt_state, tuple(states), state.step + 1), metrics
 
     return step

@@ -36,6 +36,16 @@ def quadratics() -> tuple[Task, ...]:
     return (Quadratic(dim=10, condition=100.0, noise=0.1),)
 
 
+def mnist_mlp() -> tuple[Task, ...]:
+    """One network on MNIST with small batches, so that the learning rate has to fall: for schedules."""
+    return (ImageMLP(("mnist5k",), side=14, width=64, depth=2, batch_size=16, name="mnist-14-mlp-64x2"),)
+
+
+def mnist_deep() -> tuple[Task, ...]:
+    """One network of twelve tensors on MNIST: for hyper-parameters of every tensor."""
+    return (ImageMLP(("mnist5k",), side=14, width=32, depth=5, batch_size=16, name="mnist-14-mlp-32x5"),)
+
+
 def heldout_small() -> tuple[Task, ...]:
     """For evaluation: an unseen data set, unseen shapes, unseen layers, no images at all."""
     return (
@@ -53,6 +63,8 @@ SUITES = {
     "digits": digits_only,
     "heldout-small": heldout_small,
     "images-small": images_small,
+    "mnist-deep": mnist_deep,
+    "mnist-mlp": mnist_mlp,
     "quadratics": quadratics,
 }
 

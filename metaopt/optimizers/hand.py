@@ -6,11 +6,15 @@ network, with Optax doing the update.
 
 import dataclasses
 import math
+from collections.abc import Hashable
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from metaopt.core import Key, LearnedOptimizer, Theta
+from metaopt.errors import unknown
 from metaopt.optimizers import rule
 
 RULES = ("sgd", "momentum", "adam", "adamw")
@@ -25,70 +29,126 @@ class Config:
     eps: float = 1e-8
     weight_decay: float = 1e-4  # decoupled; adamw only
     schedule_knots: int = 0  # > 0 learns a schedule over the fraction of num_steps
+    decay_steps: int = 0  # > 0 learns the power of a decay that sets in after so many steps
+    num_tensors: int = 0  # > 0 learns all of it for each tensor of the parameters
+    fixed: str = ""  # entries of theta that stay where they start, comma separated
 
     def __post_init__(self):
         if self.rule not in RULES:
             raise ValueError(f"rule must be one of {', '.join(RULES)}, got {self.rule!r}")
         if self.schedule_knots == 1 or self.schedule_knots < 0:
             raise ValueError(f"schedule_knots must be 0 or at least 2, got {self.schedule_knots}")
+        for name in ("decay_steps", "num_tensors"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in self.constants:
+            if name not in _start(self):
+                raise unknown("entry of theta", name, _start(self))
+
+    @property
+    def constants(self) -> list[str]:
+        return self.fixed.split(",") if self.fixed else []
 
 
 def build(config: Config = Config()) -> LearnedOptimizer:
     """Returns a hand-written optimizer in unconstrained coordinates.
 
     Learning rate, eps and weight decay are learned as logarithms, a decay b as
-    log(1 - b). With K schedule knots s, the learning rate at step t of T is
+    log(1 - b); for the learning rate of a step see ``learning_rate``.
 
-        exp(log_learning_rate + interpolate(s, t / T))
-
-    and stays at its last value beyond T.
+    With ``num_tensors`` every entry of theta has a leading axis: the tensors of the
+    parameters in the order of ``jax.tree.leaves``, each with an optimizer of its own.
 
     Raises:
-      ValueError: from ``bind``, if there is a schedule and no ``num_steps``.
+      ValueError: from ``bind``, if there is a schedule and no ``num_steps``; from the
+        optimizer's ``init``, if the parameters are not ``num_tensors`` tensors.
     """
-    has_momentum = config.rule != "sgd"
-    is_adam = config.rule in ("adam", "adamw")
+    start = _start(config)
+    constants = {name: start.pop(name) for name in config.constants}
 
     def init(key: Key) -> Theta:
         del key
-        theta = {"log_learning_rate": jnp.float32(math.log(config.learning_rate))}
-        if has_momentum:
-            theta["log_one_minus_momentum"] = jnp.float32(math.log1p(-config.momentum))
-        if is_adam:
-            theta["log_one_minus_second_decay"] = jnp.float32(math.log1p(-config.second_decay))
-            theta["log_eps"] = jnp.float32(math.log(config.eps))
-        if config.rule == "adamw":
-            theta["log_weight_decay"] = jnp.float32(math.log(config.weight_decay))
-        if config.schedule_knots:
-            theta["schedule"] = jnp.zeros(config.schedule_knots)
-        return theta
+        tensors = (config.num_tensors,) if config.num_tensors else ()
+        return {name: jnp.full((*tensors, *x.shape), x) for name, x in start.items()}
 
     def bind(theta: Theta, num_steps=None):
         if config.schedule_knots and num_steps is None:
             raise ValueError("a learned schedule needs the length of training: pass num_steps=")
-        decay = lambda name: 1.0 - jnp.exp(theta[f"log_one_minus_{name}"])
-
-        def learning_rate(step):
-            log_rate = theta["log_learning_rate"]
-            if config.schedule_knots:
-                fraction = jnp.clip(step / jnp.asarray(num_steps, jnp.float32), 0.0, 1.0)
-                knots = jnp.linspace(0.0, 1.0, config.schedule_knots)
-                log_rate = log_rate + jnp.interp(fraction, knots, theta["schedule"])
-            return jnp.exp(log_rate)
-
-        parts = []
-        if is_adam:
-            parts.append(optax.scale_by_adam(decay("momentum"), decay("second_decay"), jnp.exp(theta["log_eps"])))
-        elif has_momentum:
-            parts.append(optax.trace(decay("momentum")))
-        if config.rule == "adamw":
-            parts.append(optax.add_decayed_weights(jnp.exp(theta["log_weight_decay"])))
-        chain = optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
+        if config.num_tensors:
+            of_tensor = lambda i: constants | {name: x[i] for name, x in theta.items()}
+            parts: dict[Hashable, optax.GradientTransformation] = {
+                f"tensor {i}": _optax(config, of_tensor(i), num_steps) for i in range(config.num_tensors)
+            }
+            tx = optax.partition(parts, lambda params: _label(params, list(parts)))
+        else:
+            tx = _optax(config, constants | theta, num_steps)
 
         def update(grads, state, params, value):
             del value
-            return chain.update(grads, state, params)
+            return tx.update(grads, state, params)
 
-        return rule.transformation(chain.init, update, name=f"hand ({config.rule})")
+        return rule.transformation(tx.init, update, name=f"hand ({config.rule})")
 
     return LearnedOptimizer(init, bind)
+
+
+def learning_rate(config: Config, theta: Theta, step, num_steps=None) -> jax.Array:
+    """The learning rate of a step t = 0, 1, ... of T = ``num_steps``.
+
+    With a decay p that sets in after Q = ``decay_steps``, and K schedule knots s,
+
+        exp(log_learning_rate + interpolate(s, t / T)) / (1 + t / Q)^p
+
+    where there are any. Beyond T the schedule stays at its last value.
+
+    Source: the decay, Vicol et al., arXiv:2112.13835.
+    """
+    log_rate = theta["log_learning_rate"]
+    if config.schedule_knots:
+        fraction = jnp.clip(step / jnp.asarray(num_steps, jnp.float32), 0.0, 1.0)
+        log_rate = log_rate + jnp.interp(fraction, jnp.linspace(0.0, 1.0, config.schedule_knots), theta["schedule"])
+    if config.decay_steps:
+        log_rate = log_rate - theta["decay"] * jnp.log1p(step / config.decay_steps)
+    return jnp.exp(log_rate)
+
+
+def _start(config: Config) -> dict[str, np.ndarray]:
+    """theta where meta-training begins, of one tensor."""
+    theta: dict[str, float | list[float]] = {"log_learning_rate": math.log(config.learning_rate)}
+    if config.rule != "sgd":
+        theta["log_one_minus_momentum"] = math.log1p(-config.momentum)
+    if config.rule in ("adam", "adamw"):
+        theta["log_one_minus_second_decay"] = math.log1p(-config.second_decay)
+        theta["log_eps"] = math.log(config.eps)
+    if config.rule == "adamw":
+        theta["log_weight_decay"] = math.log(config.weight_decay)
+    if config.schedule_knots:
+        theta["schedule"] = [0.0] * config.schedule_knots
+    if config.decay_steps:
+        theta["decay"] = 0.0
+    return {name: np.asarray(value, np.float32) for name, value in theta.items()}
+
+
+def _optax(config: Config, theta: Theta, num_steps) -> optax.GradientTransformation:
+    """The rule with the hyper-parameters of one tensor, or of all of them."""
+    decay = lambda name: 1.0 - jnp.exp(theta[f"log_one_minus_{name}"])
+    parts = []
+    if config.rule in ("adam", "adamw"):
+        parts.append(optax.scale_by_adam(decay("momentum"), decay("second_decay"), jnp.exp(theta["log_eps"])))
+    elif config.rule == "momentum":
+        parts.append(optax.trace(decay("momentum")))
+    if config.rule == "adamw":
+        parts.append(optax.add_decayed_weights(jnp.exp(theta["log_weight_decay"])))
+    rate = lambda step: learning_rate(config, theta, step, num_steps)
+    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+
+
+def _label(params, labels: list[Hashable]):
+    """The labels as a tree like the parameters."""
+    tree = jax.tree.structure(params)
+    if tree.num_leaves != len(labels):
+        raise ValueError(
+            f"hand has hyper-parameters for {len(labels)} tensors and the parameters are {tree.num_leaves}: "
+            f"set num_tensors={tree.num_leaves}, or 0 to share one set"
+        )
+    return tree.unflatten(labels)

@@ -50,7 +50,7 @@ def fails(capsys, *arguments) -> str:
         (["quadratics", "suite=quadratic"], "did you mean 'quadratics'?"),
         (["quadratics", "outer_steps=15"], "multiples of steps_per_dispatch"),
         (["quadratics", "num_samples=3", "--devices", "8"], "multiple of the 8 devices, got 3"),
-        ([], "name a recipe (digits-quick, images-small, quadratics, "),
+        ([], f"name a recipe ({', '.join(recipes.names())})"),
     ],
 )
 def test_mistakes_in_training(capsys, tmp_path, monkeypatch, arguments, message):

@@ -95,7 +95,9 @@ def test_what_a_run_leaves_behind(finished):
     rows = [json.loads(row) for row in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert {"meta_loss", "grad_norm", "problem_0/frac_dead", "problem_0/frac_capped"} <= set(rows[0])
-    assert run.read_theta(finished)[1] == 4
+    theta, step = run.read_theta(finished)
+    assert step == 4
+    np.testing.assert_allclose(rows[-1]["theta/log_learning_rate"], theta["log_learning_rate"], rtol=1e-5)  # six digits
 
 
 def test_resuming_a_finished_run_changes_nothing(finished):

@@ -1,7 +1,7 @@
 """What every learned optimizer family must satisfy.
 
 A family joins by its line in FAMILIES; settings worth testing beside the defaults are
-listed in VARIANTS.
+listed in VARIANTS. Where ``num_tensors`` is a setting it is that of the tensors at hand.
 """
 
 import functools
@@ -19,7 +19,9 @@ from metaopt import optimizers
 
 VARIANTS = [
     ("hand", {"rule": "adamw", "schedule_knots": 3}),
+    ("hand", {"rule": "adamw", "num_tensors": 3}),
     ("hand", {"rule": "momentum"}),
+    ("hand", {"rule": "momentum", "decay_steps": 2, "fixed": "log_one_minus_momentum"}),
     ("small_fc", {"hidden": 8, "schedule": True, "relative": True}),
 ]
 CASES = [(family, {}) for family in sorted(optimizers.FAMILIES)] + VARIANTS
@@ -27,20 +29,31 @@ NUM_STEPS = 10
 
 
 @functools.cache
-def bound(index: int):
+def built(index: int, num_tensors: int = 3):
     family, settings = CASES[index]
+    if "num_tensors" in settings:
+        settings = settings | {"num_tensors": num_tensors}
     optimizer = optimizers.build(family, **settings)
     return optimizer, optimizer.init(jax.random.key(0))
 
 
 @pytest.fixture(params=range(len(CASES)), ids=lambda i: "-".join([CASES[i][0], *map(str, CASES[i][1].values())]))
-def case(request):
-    return bound(request.param)
+def index(request):
+    return request.param
 
 
 @pytest.fixture
-def tx(case):
-    optimizer, theta = case
+def case(index):
+    return built(index)
+
+
+@pytest.fixture
+def tx(index):
+    return bound(index)
+
+
+def bound(index: int, num_tensors: int = 3):
+    optimizer, theta = built(index, num_tensors)
     return optimizer.bind(theta, num_steps=NUM_STEPS)
 
 
@@ -113,8 +126,8 @@ def test_vmap_over_theta_matches_a_loop(case):
         close(jax.tree.map(lambda b, i=i: b[i], batched), loop(jax.tree.map(lambda t, i=i: t[i], thetas)))
 
 
-def test_gradient_with_respect_to_theta_is_the_finite_difference(case):
-    optimizer, theta = case
+def test_gradient_with_respect_to_theta_is_the_finite_difference(index):
+    optimizer, theta = built(index, num_tensors=1)
     params, grads = [{"w": tree["w"]} for tree in problem()]  # one tensor: reverse mode compiles slowly
 
     def total(theta):
@@ -164,10 +177,11 @@ def wrappers(tx):
 
 
 @pytest.mark.parametrize("name", ["chain", "masked", "multi_transform", "MultiSteps", "inject_hyperparams"])
-def test_composes_with_optax(tx, name):
+def test_composes_with_optax(index, name):
     params, grads = problem()
+    tx = bound(index)
     plain, _ = jax.jit(tx.update)(grads, tx.init(params), params, value=VALUE)
-    wrapped = wrappers(tx)[name]
+    wrapped = wrappers(bound(index, num_tensors=2) if name in ("masked", "multi_transform") else tx)[name]
     update = jax.jit(wrapped.update)
     updates, state = update(grads, wrapped.init(params), params, value=VALUE)
     if name == "MultiSteps":  # the first of two calls only gathers

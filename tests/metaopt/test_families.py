@@ -38,15 +38,84 @@ def test_hand_is_the_optax_optimizer_it_names(rule, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, trajectory(expected))
 
 
-def test_hand_schedule_interpolates_in_log_space():
-    optimizer = optimizers.build("hand", rule="sgd", learning_rate=0.1, schedule_knots=3)
-    theta = optimizer.init(jax.random.key(0)) | {"schedule": jnp.array([0.0, 1.0, -1.0])}
-    tx = optimizer.bind(theta, num_steps=4)
+def rates_of_sgd(num_steps, entries, **settings):
+    """The learning rates of six steps, seen in the updates."""
+    optimizer = optimizers.build("hand", rule="sgd", learning_rate=0.1, **settings)
+    tx = optimizer.bind(optimizer.init(jax.random.key(0)) | entries, num_steps=num_steps)
     state, rates = tx.init(PARAMS), []
     for _ in range(6):
         updates, state = tx.update(GRADS[0], state, PARAMS)
         rates.append(float(-updates["b"][0] / GRADS[0]["b"][0]))
-    np.testing.assert_allclose(np.log(np.array(rates) / 0.1), [0.0, 0.5, 1.0, 0.0, -1.0, -1.0], atol=1e-5)
+    return np.array(rates)
+
+
+def test_hand_schedule_interpolates_in_log_space():
+    rates = rates_of_sgd(4, {"schedule": jnp.array([0.0, 1.0, -1.0])}, schedule_knots=3)
+    np.testing.assert_allclose(np.log(rates / 0.1), [0.0, 0.5, 1.0, 0.0, -1.0, -1.0], atol=1e-5)
+
+
+def test_hand_decays_by_a_learned_power_alone_or_on_top_of_a_schedule():
+    fallen = (1 + np.arange(6) / 2) ** -1.5
+    power, schedule = {"decay": jnp.float32(1.5)}, {"schedule": jnp.array([0.0, 1.0])}
+    # Logarithms in float32: a few units in the last place.
+    np.testing.assert_allclose(rates_of_sgd(None, power, decay_steps=2), 0.1 * fallen, rtol=2e-6)
+    both = rates_of_sgd(10, power | schedule, decay_steps=2, schedule_knots=2)
+    np.testing.assert_allclose(both, 0.1 * fallen * np.exp(np.arange(6) / 10), rtol=2e-6)
+    np.testing.assert_allclose(rates_of_sgd(None, {}, decay_steps=2), 0.1, rtol=1e-6)  # it starts without
+
+
+def different(optimizer):
+    """Another theta for every tensor."""
+    return jax.tree.map(lambda x: x + 0.1 * jnp.arange(x.size).reshape(x.shape), optimizer.init(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("settings", [{"rule": "momentum", "decay_steps": 2}, {"rule": "adamw", "schedule_knots": 2}])
+def test_hand_of_each_tensor_is_the_scalar_optimizer_on_that_tensor_alone(settings):
+    scalar, of_each = optimizers.build("hand", **settings), optimizers.build("hand", num_tensors=2, **settings)
+    theta = different(of_each)
+    together = trajectory(of_each.bind(theta, num_steps=9))
+    for i, name in enumerate(sorted(PARAMS)):
+        tx = scalar.bind(jax.tree.map(lambda x, i=i: x[i], theta), num_steps=9)
+        params, state, update = PARAMS[name], tx.init(PARAMS[name]), jax.jit(tx.update)
+        for grads in GRADS:
+            updates, state = update(grads[name], state, params)
+            params = optax.apply_updates(params, updates)
+        np.testing.assert_array_equal(params, together[name])
+
+
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "adam", "adamw"])
+def test_hand_with_equal_tensors_is_the_scalar_optimizer(rule):
+    scalar, of_each = (optimizers.build("hand", rule=rule, learning_rate=0.01, num_tensors=n) for n in (0, 2))
+    ours, theirs = (trajectory(o.bind(o.init(jax.random.key(0)))) for o in (of_each, scalar))
+    # XLA divides by Adam's bias correction one way for one array, another for several: a unit in the last place.
+    same = np.testing.assert_array_equal if rule in ("sgd", "momentum") else np.testing.assert_array_almost_equal_nulp
+    jax.tree.map(lambda a, b: same(np.asarray(a), np.asarray(b)), ours, theirs)
+
+
+def test_a_tensor_without_a_learning_rate_stays():
+    optimizer = optimizers.build("hand", rule="adamw", num_tensors=2)
+    theta = optimizer.init(jax.random.key(0))
+    theta["log_learning_rate"] = theta["log_learning_rate"].at[1].set(-jnp.inf)
+    after = trajectory(optimizer.bind(theta))
+    np.testing.assert_array_equal(after["w"], PARAMS["w"])
+    assert np.all(after["b"] != PARAMS["b"])
+
+
+def test_the_number_of_tensors_is_checked():
+    optimizer = optimizers.build("hand", num_tensors=3)
+    with pytest.raises(ValueError, match="for 3 tensors and the parameters are 2: set num_tensors=2, or 0 to share"):
+        optimizer.bind(optimizer.init(jax.random.key(0))).init(PARAMS)
+
+
+def test_what_is_fixed_is_not_learned_and_stays_where_it_starts():
+    settings = {"rule": "momentum", "learning_rate": 0.01, "momentum": 0.7, "num_tensors": 2}
+    fixed, free = (
+        optimizers.build("hand", fixed="log_one_minus_momentum", **settings),
+        optimizers.build("hand", **settings),
+    )
+    ours, theirs = fixed.init(jax.random.key(0)), free.init(jax.random.key(0))
+    assert set(theirs) - set(ours) == {"log_one_minus_momentum"}
+    jax.tree.map(np.testing.assert_array_equal, trajectory(fixed.bind(ours)), trajectory(free.bind(theirs)))
 
 
 def test_hand_schedule_needs_num_steps():
@@ -110,6 +179,9 @@ def test_the_factored_moment_of_a_rank_one_square_is_exact():
         ("mlp", {"layers": 0}, "must be at least 1"),
         ("hand", {"rule": "lion"}, "one of sgd, momentum, adam, adamw, got 'lion'"),
         ("hand", {"schedule_knots": 1}, "0 or at least 2"),
+        ("hand", {"decay_steps": -1}, "decay_steps must not be negative, got -1"),
+        ("hand", {"num_tensors": -2}, "num_tensors must not be negative, got -2"),
+        ("hand", {"fixed": "log_rate"}, "unknown entry of theta 'log_rate'.*known: log_eps, log_learning_rate"),
     ],
 )
 def test_bad_settings_are_named(family, settings, message):

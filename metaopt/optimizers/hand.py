@@ -64,12 +64,13 @@ def build(config: Config = Config()) -> LearnedOptimizer:
         optimizer's ``init``, if the parameters are not ``num_tensors`` tensors.
     """
     start = _start(config)
-    constants = {name: start.pop(name) for name in config.constants}
+    constants = {name: start[name] for name in config.constants}
+    learned = {name: x for name, x in start.items() if name not in constants}
 
     def init(key: Key) -> Theta:
         del key
         tensors = (config.num_tensors,) if config.num_tensors else ()
-        return {name: jnp.full((*tensors, *x.shape), x) for name, x in start.items()}
+        return {name: jnp.full((*tensors, *x.shape), x) for name, x in learned.items()}
 
     def bind(theta: Theta, num_steps=None):
         if config.schedule_knots and num_steps is None:

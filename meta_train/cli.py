@@ -79,6 +79,10 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="draw a report again from its results.jsonl")
     report.add_argument("dir", type=Path)
     report.set_defaults(run=run_report)
+
+    study = commands.add_parser("estimator-study", help="measure the estimators side by side, minutes on a CPU")
+    study.add_argument("--out", type=Path, default=Path("reports/estimator-study"), help="folder of json and picture")
+    study.set_defaults(run=run_estimator_study)
     return parser
 
 
@@ -138,6 +142,14 @@ def run_report(arguments) -> None:
 
     print(report.text_table(arguments.dir))
     print(f"report: {report.write(arguments.dir)}")
+
+
+def run_estimator_study(arguments) -> None:
+    from meta_train import study
+
+    results = study.measure(study.Settings())
+    print(study.summary(results))
+    print(f"picture: {study.write(arguments.out, results)}")
 
 
 if __name__ == "__main__":

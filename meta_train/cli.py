@@ -80,13 +80,19 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("dir", type=Path)
     report.set_defaults(run=run_report)
 
-    study = commands.add_parser("schedule-study", help="learned learning-rate schedules beside the best of a grid")
-    study.add_argument(
+    schedule = commands.add_parser("schedule-study", help="learned learning-rate schedules beside the best of a grid")
+    schedule.add_argument(
         "dirs", type=Path, nargs="+", metavar="RUN", help="run directories of mnist-schedule or the like"
     )
-    study.add_argument("--seeds", type=int, default=20, help="reported runs of each")
-    study.add_argument("--out", type=Path, default=Path("reports/schedule-study"), help="folder (default: %(default)s)")
-    study.set_defaults(run=run_schedule_study)
+    schedule.add_argument("--seeds", type=int, default=20, help="reported runs of each")
+    schedule.add_argument(
+        "--out", type=Path, default=Path("reports/schedule-study"), help="folder (default: %(default)s)"
+    )
+    schedule.set_defaults(run=run_schedule_study)
+
+    study = commands.add_parser("estimator-study", help="measure the estimators side by side, minutes on a CPU")
+    study.add_argument("--out", type=Path, default=Path("reports/estimator-study"), help="folder of json and picture")
+    study.set_defaults(run=run_estimator_study)
     return parser
 
 
@@ -153,6 +159,14 @@ def run_schedule_study(arguments) -> None:
 
     print(schedule_study.table(schedule_study.write(arguments.dirs, arguments.out, arguments.seeds)))
     print(f"picture: {arguments.out / 'schedule.png'}")
+
+
+def run_estimator_study(arguments) -> None:
+    from meta_train import study
+
+    results = study.measure(study.Settings())
+    print(study.summary(results))
+    print(f"picture: {study.write(arguments.out, results)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""What the estimators are compared on: inner problems with their theta and sigma."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from meta_train import devices, estimators, outer
+from meta_train.estimators.samples import Config
+from meta_train.inner import supervised, toys
+from meta_train.inner.horizon import Horizon
+from metaopt import optimizers
+from metaopt.core import InnerProblem, LearnedOptimizer, Theta
+from tasks import ImageMLP
+
+
+class Studied(NamedTuple):
+    """An inner problem at one theta, held fixed."""
+
+    problem: InnerProblem
+    theta: Theta
+    horizon: int  # inner steps of every episode
+    sigma: float
+
+
+def quadratic(horizon: int = 128, dim: int = 10) -> Studied:
+    """Gradient descent on a quadratic that theta shifts; it forgets in about ten steps."""
+    problem = toys.quadratic(
+        jnp.diag(jnp.geomspace(0.2, 1.0, dim)), jnp.eye(dim), jnp.ones(dim), jnp.zeros(dim), 0.5, horizon
+    )
+    return Studied(problem, jax.random.normal(jax.random.key(0), (dim,)), horizon, 0.1)
+
+
+def influence_balancing(horizon: int = 128) -> Studied:
+    """One meta-parameter, whose influence changes its sign with time; the loss counts at every step."""
+    return Studied(toys.influence_balancing(1, horizon), jnp.array([0.5]), horizon, 0.1)
+
+
+def learned_optimizer(horizon: int = 64) -> tuple[LearnedOptimizer, InnerProblem]:
+    """``small_fc`` with 4 units trains a network 64-16-10 on digits; the meta-loss is the mean training loss."""
+    optimizer = optimizers.build("small_fc", hidden=4, step_multiplier=0.01)
+    config = supervised.Config(Horizon(horizon, horizon), split="train", objective="linear")
+    return optimizer, supervised.build(optimizer, ImageMLP(width=16, depth=1, batch_size=32), config)
+
+
+def meta_train(problem: InnerProblem, theta: Theta, outer_steps: int, sigma: float) -> tuple[Theta, jax.Array]:
+    """theta after some outer steps of ES-Single, and the meta-loss (outer_steps,) on the way."""
+    estimator = estimators.build("es_single", problem, Config(num_samples=16, window=16, sigma=sigma), devices.mesh(1))
+    tx = optax.adam(1e-2)
+    step = outer.build_step([estimator], tx, clip=1.0)
+    state = outer.init(theta, [estimator], tx, jax.random.key(1))
+    state, metrics = jax.jit(lambda s: jax.lax.scan(lambda s, _: step(s), s, length=outer_steps))(state)
+    return state.theta, metrics["meta_loss"]

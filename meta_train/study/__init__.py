@@ -31,7 +31,7 @@ class Settings:
     cosine_window: int = 8
     cosine_seconds: float = 10.0  # for each estimator
     truth_samples: int = 256
-    regression_steps: int = 3000
+    regression_steps: int = 2000
     regression_points: int = 50
     regression_seeds: int = 5
 
@@ -39,10 +39,8 @@ class Settings:
 def measure(settings: Settings) -> dict[str, Any]:
     """All that is drawn, as plain JSON values of four digits."""
     began = time.perf_counter()
-    optimizer, problem = problems.learned_optimizer()
-    fresh = Studied(problem, optimizer.init(jax.random.key(0)), 64, settings.small_sigma)
-    theta, losses = problems.meta_train(problem, fresh.theta, settings.outer_steps, settings.sigma)
-    trained = fresh._replace(theta=theta)
+    fresh = problems.learned_optimizer(settings.small_sigma)
+    trained, losses = problems.meta_trained(fresh, settings.outer_steps, settings.sigma)
     report = lambda what: print(f"{time.perf_counter() - began:4.0f} s  {what}", flush=True)
     report(f"meta-trained a learned optimizer: meta-loss {losses[0]:.3g} to {losses[-1]:.3g}")
     results: dict[str, Any] = {

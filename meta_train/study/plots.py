@@ -40,11 +40,12 @@ def picture(results: dict[str, Any]) -> bytes:
     figure = Figure(figsize=(10.5, 10.2), layout="constrained")
     axes = figure.subplots(3, 3)
     for column, (name, studied) in enumerate(results["variance"].items()):
+        axes[1, column].sharey(axes[0, column])
         for row, kind in enumerate(KINDS):
             _variance(axes[row, column], studied, kind)
-        axes[1, column].set(ylim=axes[0, column].get_ylim(), xlabel="windows per episode")
+        axes[1, column].set_xlabel("windows per episode")
         size, horizon = studied["num_meta_parameters"], studied["horizon"]
-        axes[0, column].set_title(f"{name}: {size} meta-parameter{'s' * (size > 1)}, {horizon} steps", fontsize=9)
+        axes[0, column].set_title(f"{name}\n{size} meta-parameter{'s' * (size > 1)}, {horizon} steps", fontsize=9)
     for row, label in enumerate(KINDS.values()):
         axes[row, 0].set_ylabel(f"{label}\nvariance of a pair / |gradient|²", fontsize=9)
     axes[0, 0].text(0.04, 0.95, "lines: closed form\nmarks: measured, 95 %", va="top", **_small(axes[0, 0]))
@@ -79,7 +80,8 @@ def _variance(axes: Axes, studied: dict[str, Any], kind: str) -> None:
 
 def _log_axis(axes: Axes) -> None:
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3, linewidth=0.5)
@@ -109,7 +111,7 @@ def _losses(axes: Axes, results: dict[str, Any]) -> None:
         low, high = losses.min(axis=0), losses.max(axis=0)
         axes.fill_between(results["outer_steps"], low, high, color=STYLES[name].color, alpha=0.1, linewidth=0)
     stuck = [name for name, run in results["estimators"].items() if np.min(run["meta_loss"]) > 0.9 * results["start"]]
-    axes.text(0.97, 0.9, "stuck: " + ", ".join(stuck), ha="right", **_small(axes))
+    axes.text(0.97, 0.45, "stuck at the top:\n" + ", ".join(stuck), ha="right", **_small(axes))
     axes.set(xlabel="outer steps", ylabel="meta-loss at theta")
     axes.set_title("toy regression", fontsize=9)
     _log_axis(axes)

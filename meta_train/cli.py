@@ -162,11 +162,11 @@ def run_schedule_study(arguments) -> None:
 
 
 def run_estimator_study(arguments) -> None:
-    from meta_train import study
+    from meta_train import estimator_study
 
-    results = study.measure(study.Settings())
-    print(study.summary(results))
-    print(f"picture: {study.write(arguments.out, results)}")
+    results = estimator_study.measure(estimator_study.Settings())
+    print(estimator_study.summary(results))
+    print(f"picture: {estimator_study.write(arguments.out, results)}")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from meta_train.study import cosine, plots, problems, regression, variance
-from meta_train.study.problems import Studied
+from meta_train.estimator_study import cosine, plots, problems, regression, variance
+from meta_train.estimator_study.problems import Studied
 
 DATA, PICTURE = "study.json", "study.png"
 

@@ -9,8 +9,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from meta_train import devices, estimators
+from meta_train.estimator_study.problems import Studied
 from meta_train.estimators.samples import Config
-from meta_train.study.problems import Studied
 from metaopt.core import InnerProblem, Key, Theta
 
 SIDE_BY_SIDE = 16  # episodes in one call; more of them leave the cache

@@ -34,9 +34,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from meta_train.study import estimates
-from meta_train.study.estimates import COMPILER
-from meta_train.study.problems import Studied
+from meta_train.estimator_study import estimates
+from meta_train.estimator_study.estimates import COMPILER
+from meta_train.estimator_study.problems import Studied
 from metaopt.core import InnerProblem, Theta
 
 KINDS = ("window", "episode")

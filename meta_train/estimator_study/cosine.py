@@ -16,9 +16,9 @@ import time
 import jax
 import numpy as np
 
-from meta_train.study import estimates
-from meta_train.study.estimates import SIDE_BY_SIDE
-from meta_train.study.problems import Studied
+from meta_train.estimator_study import estimates
+from meta_train.estimator_study.estimates import SIDE_BY_SIDE
+from meta_train.estimator_study.problems import Studied
 
 ESTIMATORS = (
     "backprop",

@@ -164,6 +164,7 @@ def run_schedule_study(arguments) -> None:
 def run_estimator_study(arguments) -> None:
     from meta_train import estimator_study
 
+    estimator_study.prepare(arguments.out)
     results = estimator_study.measure(estimator_study.Settings())
     print(estimator_study.summary(results))
     print(f"picture: {estimator_study.write(arguments.out, results)}")

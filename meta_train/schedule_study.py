@@ -44,19 +44,19 @@ def write(run_dirs: list[Path], out: Path, seeds: int = 20, tuning_seeds: int = 
     Raises:
       UserError: for runs that learn something else or cannot be compared.
     """
-    result = study(run_dirs, seeds, tuning_seeds)
+    recipe = _common_recipe(run_dirs)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "schedule.json").write_text(json.dumps(result) + "\n")
-        draw(result).savefig(out / "schedule.png", dpi=110)
+        out.mkdir(parents=True, exist_ok=True)  # before minutes are spent on what goes there
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from error
+    result = study(recipe, run_dirs, seeds, tuning_seeds)
+    (out / "schedule.json").write_text(json.dumps(result) + "\n")
+    draw(result).savefig(out / "schedule.png", dpi=110)
     return result
 
 
-def study(run_dirs: list[Path], seeds: int, tuning_seeds: int) -> dict[str, Any]:
+def study(recipe: Recipe, run_dirs: list[Path], seeds: int, tuning_seeds: int) -> dict[str, Any]:
     """Measures the grid and the runs; plain JSON values, null for what is not finite."""
-    recipe = _common_recipe(run_dirs)
     (task,) = suites.build(recipe.suite)
     config = hand.Config(**recipe.settings)
     optimizer = hand.build(config)

@@ -1,7 +1,7 @@
 """The estimators side by side: variance, cosine at equal cost, a chaotic regression.
 
 ``measure`` gives every number, ``write`` keeps them in study.json and draws study.png
-from them. Some minutes on two CPU cores, half of them spent compiling.
+from them. Some minutes on two CPU cores.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import numpy as np
 
 from meta_train.estimator_study import cosine, plots, problems, regression, variance
 from meta_train.estimator_study.problems import Studied
+from metaopt.errors import UserError
 
 DATA, PICTURE = "study.json", "study.png"
 
@@ -98,9 +99,16 @@ def _variance(
     return result
 
 
+def prepare(folder: Path) -> None:
+    """Makes the folder, before minutes are spent on what goes there. Raises UserError if it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another with --out") from error
+
+
 def write(folder: Path, results: dict[str, Any]) -> Path:
     """study.json, and study.png drawn from it; the path of the picture."""
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / DATA).write_text(json.dumps(results) + "\n")
     return draw(folder)
 

@@ -15,7 +15,7 @@ from metaopt.core import InnerProblem, Key, Theta
 
 SIDE_BY_SIDE = 16  # episodes in one call; more of them leave the cache
 
-# Compiling is most of the cost of a study, and optimising harder does not make it run faster.
+# Much of a study is compiling. Costs in time are of programs compiled like this too.
 COMPILER = {"xla_backend_optimization_level": 1}
 
 Run = Callable[[Theta, float, Key, Key], jax.Array]

@@ -10,8 +10,7 @@ kept as well.
 
 On the small recipe digits-quick it did not help (``python -m tests.bench.ablations``,
 three meta-training seeds): validation loss after 500 steps, its longest horizon, 0.062 to
-0.166 with two slots against 0.024 to 0.039 without; after 2,000, which neither was trained
-for, both may diverge. 300 outer steps are few, and most of them went to longer episodes.
+0.166 with two slots against 0.024 to 0.039 without; after 2,000, both can diverge.
 
 Source: ELO (failure-aware replay of meta-training states).
 """

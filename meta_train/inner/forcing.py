@@ -11,7 +11,7 @@ episode keeps the w it began with.
 On the small recipe digits-quick it did not help (``python -m tests.bench.ablations``, three
 meta-training seeds): validation loss after 500 steps 0.031 to 0.055 with AdamW fading
 until half of the run, without imitation 0.042 to 0.096, and 0.024 to 0.039 without an
-expert. That recipe learns by itself within seconds.
+expert.
 
 Source: ELO (progressive teacher forcing; there also the sizes of the updates are
 matched, and differences of losses are scaled over a window).

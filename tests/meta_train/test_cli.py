@@ -127,6 +127,11 @@ def test_train_export_evaluate_report(capsys, tmp_path, monkeypatch):
     assert header["novelty"] == {"quadratic": []}  # of the meta-training distribution, said by code
 
 
+def test_a_study_that_could_not_be_written_is_not_begun(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert "choose another with --out" in fails(capsys, "estimator-study", "--out", tmp_path / "file" / "new")
+
+
 def test_export_of_an_empty_folder(capsys, tmp_path):
     assert "holds no run" in fails(capsys, "export", tmp_path, "name")
 

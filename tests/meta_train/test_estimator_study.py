@@ -153,6 +153,7 @@ def test_toy_regression_is_solved_by_es_single_and_pes_only(results):
 
 
 def test_results_go_through_json_to_a_picture(results, tmp_path):
+    study.prepare(tmp_path / "new")
     path = study.write(tmp_path / "new", results)
     assert json.loads((tmp_path / "new" / "study.json").read_text()) == results
     first = path.read_bytes()

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -37,8 +37,10 @@ ON_THE_SURFACE = ("es_single", "pes", "truncated_es", "tbptt", "backprop")
 
 def picture(results: dict[str, Any]) -> bytes:
     """PNG: variance in the upper two rows, cosine and regression in the third."""
-    figure = Figure(figsize=(10.5, 10.2), layout="constrained")
-    axes = figure.subplots(3, 3)
+    figure = Figure(figsize=(12.5, 10.2), layout="constrained")
+    grid = figure.add_gridspec(2, 1, height_ratios=(2, 1.15))
+    upper, lower = (figure.add_subfigure(cell) for cell in (grid[0], grid[1]))
+    axes = upper.subplots(2, len(results["variance"]))
     for column, (name, studied) in enumerate(results["variance"].items()):
         axes[1, column].sharey(axes[0, column])
         for row, kind in enumerate(KINDS):
@@ -49,12 +51,14 @@ def picture(results: dict[str, Any]) -> bytes:
     for row, label in enumerate(KINDS.values()):
         axes[row, 0].set_ylabel(f"{label}\nvariance of a pair / |gradient|²", fontsize=9)
     axes[0, 0].text(0.04, 0.95, "lines: closed form\nmarks: measured, 95 %", va="top", **_small(axes[0, 0]))
-    axes[0, 2].text(0.04, 0.95, "open marks: sigma 0.01\ndotted: before training", va="top", **_small(axes[0, 2]))
-    _cosine(axes[2, 0], results["cosine"])
-    _losses(axes[2, 1], results["regression"])
-    _surface(figure, axes[2, 2], results["regression"])
+    small, larger = results["settings"]["small_sigma"], results["settings"]["sigma"]
+    axes[0, 2].text(0.04, 0.95, f"filled: sigma {small:g}\nopen: sigma {larger:g}", va="top", **_small(axes[0, 2]))
+    below = lower.subplots(1, 3)
+    _cosine(below[0], results["cosine"])
+    _losses(below[1], results["regression"])
+    _surface(lower, below[2], results["regression"])
     handles = [Line2D([], [], **style._asdict(), label=name) for name, style in STYLES.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    lower.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=9, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
@@ -62,10 +66,8 @@ def picture(results: dict[str, Any]) -> bytes:
 
 def _variance(axes: Axes, studied: dict[str, Any], kind: str) -> None:
     axes.axhline(studied["num_meta_parameters"] + 1, color=STYLES["es_single"].color, linewidth=1)
-    for theory, linestyle in (("pes_in_theory", "-"), ("pes_in_theory_untrained", ":")):
-        if theory in studied:
-            curve = studied[theory]
-            axes.plot(curve["num_windows"], curve[kind], linestyle, color=STYLES["pes"].color, linewidth=1)
+    curve = studied["pes_in_theory"]
+    axes.plot(curve["num_windows"], curve[kind], color=STYLES["pes"].color, linewidth=1)
     for measured, fill in (("measured_at_larger_sigma", "white"), ("measured", None)):
         for name, marker in (("pes", "o"), ("es_single", "s")):
             if measured in studied:
@@ -100,7 +102,7 @@ def _cosine(axes: Axes, results: dict[str, Any]) -> None:
             axes.fill_between(cost, low, high, color=STYLES[name].color, alpha=0.12, linewidth=0)
     axes.axhline(0, color="#999999", linewidth=0.6)
     axes.set(xscale="log", ylim=(-0.42, 1.03), xlabel="cost, in inner steps of one member", ylabel="cosine")
-    axes.set_title("learned optimizer: cosine to the\ngradient of whole episodes", fontsize=9)
+    axes.set_title("early learned optimizer: cosine to the\ngradient of whole episodes", fontsize=9)
     axes.grid(alpha=0.3, linewidth=0.5)
 
 
@@ -117,7 +119,7 @@ def _losses(axes: Axes, results: dict[str, Any]) -> None:
     _log_axis(axes)
 
 
-def _surface(figure: Figure, axes: Axes, results: dict[str, Any]) -> None:
+def _surface(figure: SubFigure, axes: Axes, results: dict[str, Any]) -> None:
     surface = results["surface"]
     extent = (surface["low"], surface["high"]) * 2
     image = axes.imshow(np.array(surface["meta_loss"]), origin="lower", extent=extent, cmap="bone", aspect="auto")

@@ -1,5 +1,6 @@
 """What the estimators are compared on: inner problems with their theta and sigma."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -51,12 +52,18 @@ def learned_optimizer(sigma: float, horizon: int = 64) -> Studied:
     return Studied(problem, optimizer.init(jax.random.key(0)), horizon, sigma)
 
 
-def meta_trained(studied: Studied, outer_steps: int, sigma: float) -> tuple[Studied, jax.Array]:
-    """The same after some outer steps of ES-Single, and the meta-loss (outer_steps,) on the way."""
+def meta_trained(studied: Studied, after: Sequence[int], sigma: float) -> tuple[list[Studied], list[float]]:
+    """The same ``after`` so many outer steps of ES-Single, and the meta-loss of the first step and of those."""
     config = Config(num_samples=16, window=studied.horizon // 4, sigma=sigma)
     estimator = estimators.build("es_single", studied.problem, config, devices.mesh(1))
     tx = optax.adam(1e-2)
     step = outer.build_step([estimator], tx, clip=1.0)
+
+    def body(state, _):
+        state, metrics = step(state)
+        return state, (state.theta, metrics["meta_loss"])
+
     state = outer.init(studied.theta, [estimator], tx, jax.random.key(1))
-    state, metrics = jax.jit(lambda s: jax.lax.scan(lambda s, _: step(s), s, length=outer_steps))(state)
-    return studied._replace(theta=state.theta), metrics["meta_loss"]
+    thetas, losses = jax.jit(lambda state: jax.lax.scan(body, state, length=max(after))[1])(state)
+    at = lambda n: studied._replace(theta=jax.tree.map(lambda x: x[n - 1], thetas))
+    return [at(n) for n in after], [float(losses[max(n - 1, 0)]) for n in (0, *after)]

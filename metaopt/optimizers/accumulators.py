@@ -7,10 +7,13 @@ in place. None corrects its bias: that is how the published optimizers see them.
 Source: google/learned_optimization, learned_optimizers/common.py.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from metaopt.core import Params, PyTree
 
 FACTORED_EPS = 1e-30  # keeps the factored second moment of a zero gradient positive
 
@@ -20,6 +23,54 @@ class Factored(NamedTuple):
 
     row: jax.Array  # the tensor's shape with size 1 on its largest axis
     col: jax.Array  # the tensor's shape with size 1 on its second largest axis
+
+
+class Decays(NamedTuple):
+    """Of each accumulator; floats or () arrays."""
+
+    momentum: Sequence[jax.Array | float]
+    rms: Sequence[jax.Array | float]
+    factored: Sequence[jax.Array | float]
+
+
+class Moments(NamedTuple):
+    """The accumulators of all tensors, or of one; an entry for each decay."""
+
+    momentum: tuple[Params, ...]
+    rms: tuple[Params, ...]  # second moment, not rooted
+    factored: tuple[PyTree, ...]  # Factored, or an array where the rank is below 2
+
+
+def init_moments(params: Params, decays: Decays) -> Moments:
+    """Zeros, no buffer shared."""
+    zeros = lambda _: jax.tree.map(jnp.zeros_like, params)
+    return Moments(
+        tuple(map(zeros, decays.momentum)),
+        tuple(map(zeros, decays.rms)),
+        tuple(jax.tree.map(init_factored, params) for _ in decays.factored),
+    )
+
+
+def update_moments(decays: Decays, moments: Moments, grads: Params) -> Moments:
+    """Averages in the current gradient. Decays of second moments are clipped to [0, 1]."""
+    average = lambda b, old, new: jax.tree.map(lambda o, n: ema(b, o, n), old, new)
+    squares = jax.tree.map(lambda g: g * g, grads)
+    each = lambda f, decays, old: tuple(f(b, o) for b, o in zip(decays, old, strict=True))
+    factored = lambda b, old: jax.tree.map(lambda g, f: update_factored(b, f, g), grads, old)
+    return Moments(
+        each(lambda b, old: average(b, old, grads), decays.momentum, moments.momentum),
+        each(lambda b, old: average(jnp.clip(b, 0.0, 1.0), old, squares), decays.rms, moments.rms),
+        each(factored, decays.factored, moments.factored),
+    )
+
+
+def map_tensors(f: Callable[..., Any], moments: Moments, params: Params, *trees: PyTree) -> PyTree:
+    """The tree of ``f(p, *others, moments of that tensor)`` for each tensor p of ``params``."""
+    structure = jax.tree.structure(params)
+    columns = map(structure.flatten_up_to, (params, *trees))
+    of_tensor = lambda part: zip(*map(structure.flatten_up_to, part), strict=True)
+    each = map(Moments, *map(of_tensor, moments))
+    return structure.unflatten([f(*leaves, m) for *leaves, m in zip(*columns, each, strict=True)])
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ Every family goes through this door, so the checks, the dtypes and the wording o
 errors exist once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,21 +18,24 @@ def transformation(
     *,
     name: str,
     needs_value: bool = False,
+    reads: Sequence[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps a float32 update rule as an Optax transformation.
 
     Args:
       init: ``params -> state``. It is given float32 zeros of the shapes of the
         parameters, so it can depend on nothing else.
-      update: ``(grads, state, params, value) -> (updates, state)`` on float32
-        trees; ``updates`` are added to the parameters.
+      update: ``(grads, state, params, value, **reads) -> (updates, state)`` on
+        float32 trees; ``updates`` are added to the parameters.
       name: the family's name, for error messages.
       needs_value: whether the rule reads the current loss.
+      reads: further keywords of ``update`` that are passed on; None where not given.
 
     Returns:
       A transformation that keeps its accumulators in float32 and returns updates
       in the dtype of each parameter. It ignores extra arguments it does not know,
-      so it composes with the rest of Optax.
+      so it composes with the rest of Optax. A gradient that is None counts as zero
+      and its parameter stays where it is.
 
     Raises:
       ValueError: from ``update`` at trace time, if ``params`` or a needed ``value``
@@ -43,21 +46,31 @@ def transformation(
         return init(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
 
     def update_fn(updates, state, params=None, *, value=None, **extra_args):
-        del extra_args
+        grads = updates  # Optax's name for what comes in
         if params is None:
             raise ValueError(f"{name} needs the parameters: call update(grads, state, params)")
         if needs_value and value is None:
             raise ValueError(f"{name} needs the current loss: call update(grads, state, params, value=loss)")
-        check_same_tree(updates, params)
+        some_none = any(g is None for g in jax.tree.leaves(grads, is_leaf=lambda g: g is None))
+        given = _zeros_for_none(grads, grads, params) if some_none else grads
+        check_same_tree(given, params)
         value = None if value is None else jnp.asarray(value, jnp.float32)
-        updates, state = update(_float32(updates), state, _float32(params), value)
-        return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params), state
+        extra = {keyword: extra_args.get(keyword) for keyword in reads}
+        updates, state = update(_float32(given), state, _float32(params), value, **extra)
+        updates = jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params)
+        return (_zeros_for_none(grads, updates, updates) if some_none else updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _float32(tree):
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+
+def _zeros_for_none(grads, values, likes):
+    """``values`` with zeros like ``likes`` wherever a gradient is None."""
+    pick = lambda g, value, like: jax.tree.map(jnp.zeros_like, like) if g is None else value
+    return jax.tree.map(pick, grads, values, likes, is_leaf=lambda g: g is None)
 
 
 def check_same_tree(grads: Any, params: Any) -> None:

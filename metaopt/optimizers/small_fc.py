@@ -6,19 +6,17 @@ google/learned_optimization, learned_optimizers/adafac_mlp_lopt.py.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import Key, LearnedOptimizer, Params, PyTree, Theta
-from metaopt.optimizers import features, rule
-from metaopt.optimizers.accumulators import ema, init_factored, preconditioners, update_factored
+from metaopt.core import Key, LearnedOptimizer, Theta
+from metaopt.optimizers import channels, features, rule
+from metaopt.optimizers.accumulators import Decays, Moments, init_moments, map_tensors, update_moments
 
-MOMENTUM_DECAYS = (0.9, 0.99, 0.999)
-RMS_DECAYS = (0.999,)
-FACTORED_DECAYS = (0.9, 0.99, 0.999)
-NUM_CHANNELS = 28
+DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.999,), factored=(0.9, 0.99, 0.999))  # before they are learned
 SMALLEST_RMS = 0.03  # relative steps treat smaller tensors, e.g. zero biases, as this large
 
 
@@ -38,45 +36,12 @@ class Config:
 
 class State(NamedTuple):
     step: jax.Array  # () int32
-    momentum: tuple[Params, ...]  # one tree per decay, float32
-    rms: tuple[Params, ...]  # second moment, not rooted
-    factored: tuple[PyTree, ...]  # Factored or an array in place of each parameter
+    moments: Moments
 
 
-def decays(initial: tuple[float, ...], offset: jax.Array) -> jax.Array:
+def _decays(initial: Sequence, offset: jax.Array) -> list[jax.Array]:
     """``1 - (1 - initial) * exp(10 * offset)``: an offset of zero is the initial decay."""
-    return 1.0 - (1.0 - jnp.array(initial)) * jnp.exp(10.0 * offset)
-
-
-def channels(p, g, momentum, rms, factored) -> list[jax.Array]:
-    """The 28 channels of one tensor, from the updated accumulators, before normalising.
-
-    Row and column statistics keep size 1 on the axis they are averaged over.
-    """
-    rsqrt = jax.lax.rsqrt
-    inverse_root = [rsqrt(r + 1e-6) for r in rms]
-    scaled = lambda x, factors: x * factors[0] if len(factors) == 1 else x * factors[0] * factors[1]
-    factors = [preconditioners(f, g.shape) for f in factored]
-    if g.ndim >= 2:
-        rows, cols = [f.row for f in factored], [f.col for f in factored]
-        preconditioned = [scaled(m, f) for m, f in zip(momentum, factors, strict=True)]
-    else:
-        rows = cols = list(factored)
-        preconditioned = [m * rsqrt(f + 1e-6) for m, f in zip(momentum, factored, strict=True)]
-    return [
-        g,
-        p,
-        *momentum,
-        *rms,
-        *[m * s for m in momentum for s in inverse_root],
-        *inverse_root,
-        *[scaled(g, f) for f in factors],
-        *rows,
-        *cols,
-        *[rsqrt(r + 1e-8) for r in rows],
-        *[rsqrt(c + 1e-8) for c in cols],
-        *preconditioned,
-    ]
+    return list(1.0 - (1.0 - jnp.array(initial)) * jnp.exp(10.0 * offset))
 
 
 def build(config: Config = Config()) -> LearnedOptimizer:
@@ -98,11 +63,9 @@ def build(config: Config = Config()) -> LearnedOptimizer:
     """
 
     def init(key: Key) -> Theta:
-        sizes = (NUM_CHANNELS + len(features.TIME_SCALES), config.hidden, config.hidden, 2)
+        sizes = (channels.SMALL_FC + len(features.TIME_SCALES), config.hidden, config.hidden, 2)
         theta = {
-            "momentum_decays": jnp.zeros(len(MOMENTUM_DECAYS)),
-            "rms_decays": jnp.zeros(len(RMS_DECAYS)),
-            "factored_decays": jnp.zeros(len(FACTORED_DECAYS)),
+            **{f"{name}_decays": jnp.zeros(len(b)) for name, b in DECAYS._asdict().items()},
             "network": features.init_network(key, sizes),
         }
         if config.schedule:
@@ -112,46 +75,28 @@ def build(config: Config = Config()) -> LearnedOptimizer:
     def bind(theta: Theta, num_steps=None):
         if config.schedule and num_steps is None:
             raise ValueError("this small_fc has a learned schedule and needs the length of training: pass num_steps=")
-        b_momentum = decays(MOMENTUM_DECAYS, theta["momentum_decays"])
-        b_rms = jnp.clip(decays(RMS_DECAYS, theta["rms_decays"]), 0.0, 1.0)
-        b_factored = decays(FACTORED_DECAYS, theta["factored_decays"])
+        moved = Decays(*(_decays(b, theta[f"{name}_decays"]) for name, b in DECAYS._asdict().items()))
 
         def init_state(params):
-            zeros = lambda _: jax.tree.map(jnp.zeros_like, params)
-            return State(
-                jnp.zeros((), jnp.int32),
-                tuple(map(zeros, MOMENTUM_DECAYS)),
-                tuple(map(zeros, RMS_DECAYS)),
-                tuple(jax.tree.map(init_factored, params) for _ in FACTORED_DECAYS),
-            )
+            return State(jnp.zeros((), jnp.int32), init_moments(params, moved))
 
         def update(grads, state, params, value):
             del value
-            average = lambda b, old, new: jax.tree.map(lambda o, n: ema(b, o, n), old, new)
-            squares = jax.tree.map(lambda g: g * g, grads)
-            momentum = tuple(average(b, m, grads) for b, m in zip(b_momentum, state.momentum, strict=True))
-            rms = tuple(average(b, r, squares) for b, r in zip(b_rms, state.rms, strict=True))
-            factored = tuple(
-                jax.tree.map(lambda g, f, b=b: update_factored(b, f, g), grads, old)
-                for b, old in zip(b_factored, state.factored, strict=True)
-            )
+            moments = update_moments(moved, state.moments, grads)
             time = features.time_features(state.step)
             scale = config.step_multiplier
             if num_steps is not None and config.schedule:
                 moment = jnp.concatenate([time, features.fraction_features(state.step, num_steps)])
                 scale = scale * jnp.exp(theta["schedule"] @ moment)
 
-            def leaf(p, g, *accumulators):
-                num_m, num_r = len(momentum), len(rms)
-                m, r, f = accumulators[:num_m], accumulators[num_m : num_m + num_r], accumulators[num_m + num_r :]
+            def tensor(p, g, moments):
                 unit = jnp.maximum(jnp.sqrt(jnp.mean(p * p)), SMALLEST_RMS) if config.relative else 1.0
-                inputs = channels(p, g, m, r, f)
+                inputs = channels.small_fc(p, g, moments)
                 return features.learned_step(
                     theta["network"], inputs, time, p.shape, scale * unit, config.exp_multiplier
                 )
 
-            updates = jax.tree.map(leaf, params, grads, *momentum, *rms, *factored)
-            return updates, State(state.step + 1, momentum, rms, factored)
+            return map_tensors(tensor, moments, params, grads), State(state.step + 1, moments)
 
         return rule.transformation(init_state, update, name="small_fc")
 

@@ -218,6 +218,13 @@ def test_a_sharded_state_steps_like_one_on_one_device(tx):
     close(sharded, single)
 
 
+def test_a_gradient_that_is_none_counts_as_zero_and_its_parameter_stays(tx):
+    params, grads = problem()
+    without, _ = jax.jit(tx.update)({**grads, "b": None}, tx.init(params), params, value=VALUE)
+    zero, _ = jax.jit(tx.update)({**grads, "b": jnp.zeros(3)}, tx.init(params), params, value=VALUE)
+    close(without, {**zero, "b": jnp.zeros(3)})
+
+
 @pytest.mark.parametrize(
     "bad, message",
     [

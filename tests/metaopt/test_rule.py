@@ -24,6 +24,15 @@ def test_value_arrives_and_unknown_extra_arguments_are_ignored():
     assert updates["x"].tolist() == [6.0, 6.0]
 
 
+def test_keywords_that_a_rule_reads_arrive_and_are_none_where_not_given():
+    def update(grads, state, params, value, factor):
+        return (grads if factor is None else {"x": factor * grads["x"]}), state
+
+    tx, tree = rule.transformation(lambda params: (), update, name="reader", reads=("factor",)), {"x": jnp.ones(2)}
+    assert tx.update(tree, (), tree)[0]["x"].tolist() == [1.0, 1.0]
+    assert tx.update(tree, (), tree, factor=3.0)[0]["x"].tolist() == [3.0, 3.0]
+
+
 def test_containers_that_differ_are_named():
     with pytest.raises(ValueError, match="different containers"):
         rule.check_same_tree([jnp.ones(2)], (jnp.ones(2),))

@@ -9,7 +9,7 @@ multiplied by its ``forward``; logits of an embedding that is tied, which counts
 to be divided by the width; logits of attention by the size of a head instead of its root.
 
 Source: Therien et al., "muLO: Compute-efficient meta-generalization of learned optimizers",
-arXiv:2406.00153, section 4.1; Yang et al., "Tensor programs V", arXiv:2203.03466, table 8.
+arXiv:2406.00153, equation 3; Yang et al., "Tensor programs V", arXiv:2203.03466, table 8.
 """
 
 import math
@@ -58,12 +58,14 @@ def infer(
         input    only what it makes       1            n^(-1/2)     1
         hidden   both                     1 / n        n^(-1/2)     1
         output   only what it contracts   1            0            1 / n
-        vector   nothing, or one axis     1            n^(-1/2)     1
+        vector   nothing, or it has one   1            n^(-1/2)     1
+                 axis, or is bias or scale
 
     Which axes are contracted follows flax: all but as many as the bias beside a kernel has;
     without a bias, the first of query, key and value kernels (width, heads, head), the first
     two of out kernels (heads, head, width) of attention, and all but the last elsewhere:
-    (in, out), (height, width, in, out). None of an embedding, a bias or a scale.
+    (in, out), (height, width, in, out). None of an embedding, a bias or a scale. A layout
+    with the outputs first, such as Equinox's, has to be transposed.
 
     The fan-in of an attention's out kernel is heads * head. (The published code reads head
     alone, the second axis, which is right up to a constant only while the heads stay as

@@ -5,8 +5,10 @@ updates, state = tx.update(grads, state, params, value=loss)
 """
 
 from metaopt.checkpoint import list_pretrained, load, save
+from metaopt.compose import compose
 from metaopt.errors import UserError
 from metaopt.optimizers import FAMILIES, build
+from metaopt.sharding import state_sharding
 
 __version__ = "0.1.0"
-__all__ = ["FAMILIES", "UserError", "build", "list_pretrained", "load", "save"]
+__all__ = ["FAMILIES", "UserError", "build", "compose", "list_pretrained", "load", "save", "state_sharding"]

@@ -79,7 +79,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
             theta["scheduler"] = recurrent.init(k_scheduler, NUM_INPUTS, config.hidden, {"step_size": 1})
         return theta
 
-    def bind(theta: Theta, num_steps=None):
+    def bind(theta: Theta, num_steps: Any = None):
         if config.scheduled and num_steps is None:
             raise ValueError("celo looks at the fraction of training done: pass num_steps=")
 
@@ -105,7 +105,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
             scale = config.step_multiplier * multiplier
 
             def tensor(p, g, moments):
-                size = scale * jnp.sqrt(jnp.mean(p * p) + 1e-9)
+                size = scale * per_parameter.root_mean_square(p)
                 step = lambda d, a: -size * d * jnp.exp(config.exp_multiplier * a)
                 return per_parameter.apply(theta["network"], channels.velo, channels.parts(p, g, moments), step)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Key, LearnedOptimizer, Theta
-from metaopt.optimizers import channels, features, network, per_parameter, recurrent, rule
+from metaopt.optimizers import channels, features, network, per_parameter, pieces, recurrent, rule
 from metaopt.optimizers.accumulators import Decays, Moments, init_moments, map_tensors, update_moments
 from metaopt.optimizers.features import FRACTIONS, NUM_LOSS_SCALES
 from metaopt.optimizers.lstm import LSTMState
@@ -101,12 +101,12 @@ def build(config: Config = Config()) -> LearnedOptimizer:
             rows = recurrent.step(theta, jnp.stack(jax.tree.leaves(seen)), state.recurrent)
             sizes = recurrent.dense(theta["step_size"], rows.hidden)[:, 0]
             mixed = mix(theta["bank"], recurrent.dense(theta["controls"], rows.hidden))
-            moments = update_moments(DECAYS, state.moments, grads)
+            moments = update_moments(_after(sizes), state.moments, grads)
 
             def tensor(p, g, i, moments):
                 scale = config.step_multiplier * sizes[i]
                 if config.relative:
-                    scale = scale * jnp.sqrt(jnp.mean(p * p) + 1e-9)
+                    scale = scale * per_parameter.root_mean_square(p)
                 step = lambda d, a: -scale * d * jnp.exp(config.exp_multiplier * a)
                 weights = jax.tree.map(lambda w: w[i], mixed)
                 return per_parameter.apply(weights, channels.velo, channels.parts(p, g, moments), step)
@@ -133,19 +133,25 @@ def statistics(p: jax.Array, moments: Moments) -> jax.Array:
     momenta: log mean(k v), the rank one-hot, log var(k m), log mean((k v - mean(k m))^2).
     The last, and k instead of k^2 before v, are slips that published weights rely on.
     """
-    unit = jax.lax.rsqrt(jnp.maximum(1e-9, jnp.mean(p * p)))
-    log = lambda x: 0.5 * jnp.clip(jnp.log(1e-8 + jnp.abs(10.0 * x)), -5.0, 5.0)
-    means = [jnp.mean(unit * m) for m in moments.momentum]
     (rms,) = moments.rms
-    rank = sum(size > 1 for size in p.shape)
-    return jnp.concatenate(
-        [
-            log(jnp.mean(unit * rms))[None],
-            jax.nn.one_hot(rank, NUM_RANKS),
-            jnp.stack([log(jnp.mean((unit * m - mean) ** 2)) for m, mean in zip(moments.momentum, means, strict=True)]),
-            jnp.stack([log(jnp.mean((unit * rms - mean) ** 2)) for mean in means]),
-        ]
-    )
+    over = lambda f: [mean.ravel()[0] for mean in pieces.means(f, (p, moments.momentum, rms), p.shape)]
+    square, mean_rms, *means = over(lambda x: [x[0] * x[0], x[2], *x[1]])
+    from_own_mean = lambda x: [(m - mean) ** 2 for m, mean in zip(x[1], means, strict=True)]
+    variances = over(lambda x: [*from_own_mean(x), *[(x[2] - mean) ** 2 for mean in means]])
+    unit = jax.lax.rsqrt(jnp.maximum(1e-9, square))
+    log = lambda x: 0.5 * jnp.clip(jnp.log(1e-8 + jnp.abs(10.0 * x)), -5.0, 5.0)
+    rank = jax.nn.one_hot(sum(size > 1 for size in p.shape), NUM_RANKS)
+    return jnp.concatenate([log(unit * mean_rms)[None], rank, log(unit**2 * jnp.stack(variances))])
+
+
+def _after(sizes: jax.Array) -> Decays:
+    """DECAYS, but known only when the step sizes are.
+
+    They come from the old accumulators, which are then no longer needed. Where the compiler
+    cannot see that, it copies all of them before it overwrites them.
+    """
+    nothing = jnp.where(jnp.any(sizes > jnp.inf), 1.0, 0.0)
+    return jax.tree.map(lambda b: b + nothing, DECAYS)
 
 
 def mix(bank: Theta, controls: jax.Array) -> Theta:

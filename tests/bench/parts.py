@@ -22,7 +22,9 @@ def main() -> None:
     from metaopt.optimizers import network, per_parameter
 
     # Each leaves out more than the one before.
-    no_normalisers = mock.patch.object(per_parameter, "mean_squares", lambda channels, axes: [1.0] * len(channels))
+    no_normalisers = mock.patch.object(
+        per_parameter, "normalisers", lambda channels, parts, *_: [1.0] * len(channels(parts))
+    )
     no_network = mock.patch.object(network, "apply", lambda weights, channels, shape: channels[:2])
     everything = contextlib.nullcontext()
     loops = {

@@ -17,6 +17,7 @@ REPLAYS: dict[str, Callable[[Path], list[Case]]] = {
     "velo_hyper_v2": velo.replay,
     "celo": celo.replay_celo,
     "celo2": celo.replay_celo2,
+    "elo": celo.replay_elo,
     "mulo_adafac_mlp": mulo.replay,
     **estimators.REPLAYS,
 }

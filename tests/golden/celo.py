@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metaopt import optimizers
+from metaopt import compose, optimizers
 from tests.golden.per_parameter import worst
 from tests.golden.velo import read_network, read_theta
 
@@ -60,3 +60,26 @@ def replay_celo2(path) -> list[tuple[str, float]]:
         tx = optax.chain(optimizer.bind({"network": network}), *after)
         cases.append((run, replay_trajectory(data, run, tx)))
     return cases
+
+
+def replay_elo(path) -> list[tuple[str, float]]:
+    """ELO and ELO-Celo2 with clipping and weight decay; muLO with PyLO's order of the decay."""
+    data = np.load(path)
+    rate, decay, clip = (float(data[name]) for name in ("lr", "weight_decay", "clip_norm"))
+    network = {name: jnp.asarray(data[f"theta_elo/{name}"]) for name in ("w0", "b0", "w1", "b1", "w2", "b2")}
+    names = {"momentum": "momentum_decays", "rms": "rms_decays", "factored": "adafactor_decays"}
+    moved = {f"{ours}_decays": jnp.asarray(data[f"theta_mulo_decays/{theirs}"]) for ours, theirs in names.items()}
+    raw = jax.tree.map(jnp.zeros_like, moved)
+    small_fc = lambda step, decays: optimizers.build("small_fc", hidden=32, step_multiplier=step).bind(
+        {"network": network, **decays}
+    )
+    multiplier = float(data["adam_lr_mult"])
+    celo2 = optimizers.build("celo2", learning_rate=rate, weight_decay=decay, vector_multiplier=multiplier)
+    theta = {"network": read_network(lambda name: data[f"theta_elo_celo2/{name}"], num_out=1)}
+    rates = read_tree(data, "pylo_mulo_wd/lr/")
+    runs = {
+        "elo": compose(small_fc(rate, raw), clip=clip, weight_decay=rate * decay),
+        "elo_celo2": compose(celo2.bind(theta), clip=clip),
+        "pylo_mulo_wd": compose(small_fc(0.01, moved), multipliers=rates, weight_decay=decay, pylo_decay=True),
+    }
+    return [(run, replay_trajectory(data, run, tx)) for run, tx in runs.items()]

@@ -8,7 +8,7 @@ import pytest
 
 from metaopt import optimizers
 from metaopt.errors import UserError
-from metaopt.optimizers import accumulators, network, per_parameter
+from metaopt.optimizers import accumulators, network, pieces
 
 PARAMS = {"w": jax.random.normal(jax.random.key(0), (5, 3)), "b": jnp.zeros(3)}
 GRADS = [jax.tree.map(lambda p, k=k: jax.random.normal(jax.random.key(k), p.shape), PARAMS) for k in range(4)]
@@ -149,11 +149,11 @@ def test_a_tensor_in_pieces_gets_the_update_of_the_whole(monkeypatch, shape):
     total = lambda theta: jnp.sum(update(theta) ** 2)
     both = lambda theta: (update(theta), jax.grad(total)(theta) if shape == (7, 5) else ())
     whole = jax.jit(lambda theta: both(theta))(theta)
-    monkeypatch.setattr(per_parameter, "LARGEST_ON_CPU", 12)  # leaves a rest in every shape
+    monkeypatch.setattr(pieces, "LARGEST_ON_CPU", 12)  # leaves a rest in every shape
     assert "scan" in str(jax.make_jaxpr(lambda theta: update(theta))(theta))
-    pieces = jax.jit(lambda theta: both(theta))(theta)
+    cut = jax.jit(lambda theta: both(theta))(theta)
     # Another order of summation.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-9), pieces, whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-9), cut, whole)
 
 
 def test_relative_steps_follow_the_scale_of_a_tensor():

@@ -1,0 +1,155 @@
+"""Parameters spread over devices, tensors larger than their features may be, wrappers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import metaopt
+from metaopt import optimizers
+from metaopt.optimizers import pieces
+
+MESH = Mesh(np.array(jax.devices()[:8]), ("fsdp",), axis_types=(AxisType.Auto,))
+# Each family is a case; that it is a line in FAMILIES is enough.
+FAMILIES = sorted(optimizers.FAMILIES)
+
+
+def bind(family: str, **settings):
+    optimizer = optimizers.build(family, **settings)
+    return optimizer.bind(optimizer.init(jax.random.key(0)), num_steps=10)
+
+
+def spread(path, shape) -> NamedSharding:
+    """Fully sharded: the largest axis is split where eight devices divide it."""
+    largest = int(np.argmax(shape)) if shape else 0
+    names = [("fsdp" if a == largest and n % 8 == 0 else None) for a, n in enumerate(shape)]
+    return NamedSharding(MESH, P(*names))
+
+
+def network(key: int):
+    shapes = {"embed": (24, 8), "stack": (2, 8, 16), "bias": (16,)}
+    draw = lambda i, shape: jax.random.normal(jax.random.fold_in(jax.random.key(key), i), shape)
+    return {name: draw(i, shape) for i, (name, shape) in enumerate(shapes.items())}
+
+
+def place(tree):
+    return jax.tree.map_with_path(lambda path, x: jax.device_put(x, spread(path, x.shape)), tree)
+
+
+@functools.cache
+def steps(family: str):
+    """(parameters, state, where they lie) after two steps on eight devices, and on one."""
+    tx = bind(family)
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params, value=jnp.float32(1.0))
+        return optax.apply_updates(params, updates), state
+
+    params, grads = network(0), network(1)
+    sharded = place(params)
+    where = metaopt.state_sharding(tx, sharded)
+    state = jax.jit(tx.init, out_shardings=where)(sharded)
+    jitted = jax.jit(step, out_shardings=(jax.tree.map(lambda p: p.sharding, sharded), where))
+    alone, single = (params, tx.init(params)), jax.jit(step)
+    many = (sharded, state)
+    for _ in range(2):
+        many, alone = jitted(*many, place(grads)), single(*alone, grads)
+    return many, alone, where
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fully_sharded_training_equals_one_device(family):
+    many, alone, _ = steps(family)
+    # Means over shards are added up in another order.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), many, alone)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_state_lies_like_the_parameters_and_stays_there(family):
+    (params, state), _, where = steps(family)
+    same = lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim)
+    assert all(jax.tree.leaves(jax.tree.map(same, state, where)))
+    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+    spread_over = sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim >= 2)
+    if family not in ("hand", "velo"):  # the one has two copies only, the other an LSTM for each tensor
+        assert held < 0.3 * spread_over
+
+
+def test_state_sharding_of_a_factored_moment_splits_what_was_not_averaged():
+    params = {"w": jax.device_put(jnp.zeros((8, 16)), NamedSharding(MESH, P(None, "fsdp")))}
+    where = metaopt.state_sharding(bind("small_fc"), params)
+    assert where.moments.momentum[0]["w"].spec == P(None, "fsdp")
+    assert where.moments.factored[0]["w"].row.spec == P(None, None)  # (8, 1)
+    assert where.moments.factored[0]["w"].col.spec == P(None, "fsdp")  # (1, 16)
+    assert where.step.spec == P()
+
+
+def test_a_parameter_that_was_not_placed_is_named():
+    with pytest.raises(ValueError, match=r"params\['b'\] has no NamedSharding"):
+        metaopt.state_sharding(bind("small_fc"), {"b": jnp.zeros(3)})
+
+
+@pytest.mark.parametrize("limit", ["LARGEST_ON_CPU", "LARGEST"])
+@pytest.mark.parametrize("family", ["celo", "celo2", "mlp", "small_fc", "velo"])
+def test_fifty_million_parameters_in_one_tensor_take_less_than_a_gigabyte(monkeypatch, family, limit):
+    """Read off the compiled program, so nothing of that size is made."""
+    monkeypatch.setattr(pieces, "LARGEST_ON_CPU", getattr(pieces, limit))
+    # Orthogonalising is three matrix products of the tensor, whatever its features.
+    tx = bind(family, orthogonalise=False) if family == "celo2" else bind(family)
+    params = {"w": jax.ShapeDtypeStruct((50_000, 1_000), jnp.float32)}
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params, value=jnp.float32(1.0))
+        return optax.apply_updates(params, updates), state
+
+    state = jax.eval_shape(tx.init, params)
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1e9
+
+
+def test_compose_is_its_equation():
+    params, grads = (
+        {"w": jnp.array([1.0, -2.0]), "b": jnp.array([3.0])},
+        {"w": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])},
+    )
+    tx = metaopt.compose(
+        optax.sgd(0.1),
+        clip=1.0,  # the norm of the gradients is 5
+        multipliers={"w": 0.5, "b": 1.0},
+        weight_decay=0.01,
+        decay_mask={"w": True, "b": False},
+        schedule=lambda step: 1.0 / (1.0 + step),
+    )
+    state = tx.init(params)
+    for t in range(2):
+        updates, state = tx.update(grads, state, params)
+        expected = {"w": 0.5 * -0.1 * grads["w"] / 5 - 0.01 * params["w"], "b": -0.1 * grads["b"] / 5}
+        jax.tree.map(lambda u, e, t=t: np.testing.assert_allclose(u, e / (1 + t), rtol=1e-6), updates, expected)
+
+
+def test_pylo_decays_what_has_moved_under_its_mask():
+    params, grads = {"w": jnp.array([1.0]), "b": jnp.array([3.0])}, {"w": jnp.array([3.0]), "b": jnp.array([4.0])}
+    multipliers, mask = {"w": 0.5, "b": 1.0}, lambda params: {"w": True, "b": False}
+    tx = metaopt.compose(optax.sgd(0.1), multipliers=multipliers, weight_decay=0.2, decay_mask=mask, pylo_decay=True)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(after["w"], (1 - 0.5 * 0.2) * (1.0 - 0.5 * 0.1 * 3.0), rtol=1e-6)
+    np.testing.assert_allclose(after["b"], 3.0 - 0.1 * 4.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("setting", ["clip", "weight_decay"])
+def test_negative_settings_are_named(setting):
+    with pytest.raises(ValueError, match=f"{setting} must not be negative, got -1"):
+        metaopt.compose(optax.sgd(0.1), **{setting: -1})
+
+
+def test_compose_passes_the_loss_on():
+    params = {"w": jnp.ones((4, 3))}
+    tx = metaopt.compose(bind("celo"), weight_decay=0.1)
+    updates, _ = jax.jit(tx.update)(params, tx.init(params), params, value=jnp.float32(1.0))
+    assert np.isfinite(updates["w"]).all()

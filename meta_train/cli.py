@@ -64,6 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     choice("--decays", help="of small_fc without decays: mulo (btherien/mulo) or initial (ELO)")
     choice("--step-multiplier", type=float, help="of small_fc (default: 0.01 for muLO, else 0.001)")
     choice("--variant", help="of Celo2: celo2, base or elo")
+    choice("--learning-rate", type=float, help="of Celo2 (default: 0.001)")
+    choice("--weight-decay", type=float, help="of Celo2 (default: 0.1 for elo, else 0)")
     choice("--bugged-loss-features", choices=("true", "false"), help="of VeLO: false for the released one")
     choice("--bugged-lstm-state", choices=("true", "false"), help="of VeLO: false for the released one")
     choice("--gin", type=Path, metavar="FILE", help="of VeLO: its config.gin, in the place of both")

@@ -4,6 +4,7 @@ Source: Moudgil et al., "Celo: training versatile learned optimizers on a comput
 arXiv:2501.12670; amoudgl/celo.
 """
 
+from metaopt.core import Theta
 from metaopt.importers import haiku
 from metaopt.importers.arrays import Arrays, check, size
 from metaopt.importers.found import Found
@@ -27,8 +28,7 @@ def convert(arrays: Arrays) -> Found:
     if learned:
         shapes |= haiku.dense_shapes({"rnn_to_controls": (hidden, 1)}) | haiku.network_shapes((1,), 4)
     check(arrays, shapes)
-    scheduler = haiku.scheduler(arrays)
-    scheduler["initial"] = {part: state[0] for part, state in scheduler["initial"].items()}
-    network = {name: array[0] for name, array in haiku.network(arrays, 2).items()} if learned else None
-    theta = {"scheduler": scheduler, **({"network": network} if network else {})}
+    theta: Theta = {"scheduler": haiku.scheduler(arrays)}
+    if learned:
+        theta["network"] = {name: array[0] for name, array in haiku.network(arrays, 2).items()}
     return Found("celo", {"rule": "mlp" if learned else "adam", "hidden": hidden}, theta)

@@ -12,7 +12,7 @@ from metaopt.importers.found import Found
 VARIANTS = {
     "celo2": {"orthogonalise": True, "vectors": "adamw"},
     "base": {"orthogonalise": False, "vectors": "learned"},
-    "elo": {"orthogonalise": True, "vectors": "shared"},
+    "elo": {"orthogonalise": True, "vectors": "adamw", "weight_decay": 0.1},
 }
 PYLO = {"b0": "b0", "w1": "dense_w.0", "b1": "dense_b.0", "w2": "dense_w.1", "b2": "dense_b.1"}
 PYLO |= {f"w0__{i}": f"w0.{i}" for i in range(len(haiku.GROUPS))}
@@ -22,14 +22,22 @@ def recognises(arrays: Arrays) -> bool:
     return any(path.startswith((haiku.NETWORK, "w0.", "dense_")) for path in arrays)
 
 
-def convert(arrays: Arrays, *, variant: str | None = None) -> Found:
+def convert(
+    arrays: Arrays,
+    *,
+    variant: str | None = None,
+    learning_rate: float = 1e-3,
+    weight_decay: float | None = None,
+) -> Found:
     """Theta of the family celo2.
 
     Only the first output is used: the multiplier of the second is 0.
 
     Args:
       arrays: of a file.
-      variant: "celo2", "base" or "elo".
+      variant: "celo2", "base" or "elo". ELO-Celo2 is to have the gradients clipped to norm 1.
+      learning_rate: the step size is the user's; 0.001 is that of the meta-training.
+      weight_decay: in the place of the variant's own, 0.1 for "elo" and else 0.
     """
     if not any(path.startswith(haiku.NETWORK) for path in arrays):
         hidden = size(arrays, "b0", 0)
@@ -44,4 +52,6 @@ def convert(arrays: Arrays, *, variant: str | None = None) -> Found:
         )
     if variant not in VARIANTS:
         raise unknown("variant of Celo2", str(variant), VARIANTS)
-    return Found("celo2", {"hidden": hidden, **VARIANTS[variant]}, {"network": haiku.network(arrays, 1)})
+    config = {"hidden": hidden, "learning_rate": learning_rate, **VARIANTS[variant]}
+    config |= {} if weight_decay is None else {"weight_decay": weight_decay}
+    return Found("celo2", config, {"network": haiku.network(arrays, 1)})

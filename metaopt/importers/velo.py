@@ -22,7 +22,6 @@ FIXED = {
     "initial_rms_decays": (0.999,),
     "initial_adafactor_decays": (0.9, 0.99, 0.999),
     "mix_layers": True,
-    "param_scale_mult": True,
     "adafactor_accumulator": True,
     "with_validation_feature_dim": False,
     "precondition_output": False,
@@ -30,7 +29,15 @@ FIXED = {
     "constant_loss": False,
     "clip_param_scale_amount": None,
 }
-DEFAULTS = {"use_bugged_loss_features": True, "use_bugged_next_lstm_state": False, "exp_mult": 1e-3, "step_mult": 1e-3}
+# The rest it has under another name.
+DEFAULTS = {
+    "use_bugged_loss_features": True,
+    "use_bugged_next_lstm_state": False,
+    "param_scale_mult": True,
+    "exp_mult": 1e-3,
+    "step_mult": 1e-3,
+}
+OURS = FLAGS | {"relative": "param_scale_mult", "exp_multiplier": "exp_mult", "step_multiplier": "step_mult"}
 
 
 def recognises(arrays: Arrays) -> bool:
@@ -96,5 +103,4 @@ def _written(path: str | Path, sizes: dict[str, int]) -> dict[str, Any]:
         if name not in {**FIXED, **DEFAULTS, **sizes} or (name in FIXED and value != FIXED[name]):
             raise UserError(f"{path} sets {name} = {value}, which velo does not do")
     chosen = {**DEFAULTS, **settings}
-    multipliers = {"exp_multiplier": chosen["exp_mult"], "step_multiplier": chosen["step_mult"]}
-    return {ours: chosen[theirs] for ours, theirs in FLAGS.items()} | multipliers
+    return {ours: chosen[theirs] for ours, theirs in OURS.items()}

@@ -109,10 +109,12 @@ def test_celo2_of_jax_and_of_pylo_are_one():
     same(ours.theta, theirs.theta)
     raw = entries("celo2_theta_seeded.state")
     same(ours.theta["network"]["w2"], raw["ff_mod_stack/~/w2"][:, :1])  # the other outputs are dead
-    assert {v: importers.read(sample("celo2_theta_seeded.state"), variant=v).config for v in ("base", "elo")} == {
-        "base": {"hidden": 8, "orthogonalise": False, "vectors": "learned"},
-        "elo": {"hidden": 8, "orthogonalise": True, "vectors": "shared"},
-    }
+    common = {"hidden": 8, "learning_rate": 1e-3}
+    assert ours.config == common | {"orthogonalise": False, "vectors": "learned"}
+    elo = importers.read(sample("celo2mlp_seeded.safetensors"), variant="elo")
+    assert elo.config == common | {"orthogonalise": True, "vectors": "adamw", "weight_decay": 0.1}
+    chosen = importers.read(sample("celo2_theta_seeded.state"), variant="elo", learning_rate=0.02, weight_decay=0.0)
+    assert chosen.config == elo.config | {"learning_rate": 0.02, "weight_decay": 0.0}
 
 
 def test_celo_and_what_it_drops(tmp_path):
@@ -123,7 +125,7 @@ def test_celo_and_what_it_drops(tmp_path):
     scheduler = found.theta["scheduler"]
     same(scheduler["pooled"]["w"], raw["rnn_params/linear_1/w"])
     same(scheduler["direct"]["b"], raw["rnn_params/linear_2/b"])
-    same(scheduler["initial"], {part: raw[f"lstm_init_state/{part}"][0] for part in ("hidden", "cell")})
+    same(scheduler["initial"], {part: raw[f"lstm_init_state/{part}"] for part in ("hidden", "cell")})
     assert sum(x.size for x in jax.tree.leaves(found.theta)) == 37_089 - 5 - 65 - 19 * 64
     only_scheduler = {p: a for p, a in raw.items() if "ff_mod_stack" not in p and "controls" not in p}
     adam = importers.read(haiku_file(tmp_path / "x", only_scheduler))
@@ -150,8 +152,9 @@ run_train.lopt = @HyperV2()
 """
     path = tmp_path / "config.gin"
     read = lambda content: path.write_text(content) and importers.read(sample("velo_hyper_v2_fixed.ckpt"), gin=path)
-    multipliers = {"exp_multiplier": 1e-3, "step_multiplier": 1e-3}
-    assert read(text).config == {"hidden": 16, "bank": 8, **FLAGS, **multipliers}
+    rest = {"relative": True, "exp_multiplier": 1e-3, "step_multiplier": 1e-3}
+    assert read(text).config == {"hidden": 16, "bank": 8, **FLAGS, **rest}
+    assert read(text + "HyperV2.param_scale_mult = False").config["relative"] is False  # muVeLO
     silent = text.replace("HyperV2.use_bugged", "other.use_bugged")
     assert read(silent).config["bugged_loss_features"] is True  # the default of the class
     for change, message in [

@@ -9,9 +9,9 @@ from typing import Any
 
 from metaopt.core import LearnedOptimizer
 from metaopt.errors import UserError, check_type, unknown
-from metaopt.optimizers import hand, mlp, small_fc
+from metaopt.optimizers import celo, celo2, hand, mlp, small_fc, velo
 
-FAMILIES = {"hand": hand, "mlp": mlp, "small_fc": small_fc}
+FAMILIES = {"celo": celo, "celo2": celo2, "hand": hand, "mlp": mlp, "small_fc": small_fc, "velo": velo}
 
 
 def build(family: str, **settings: Any) -> LearnedOptimizer:

@@ -7,6 +7,7 @@ in place. None corrects its bias: that is how the published optimizers see them.
 Source: google/learned_optimization, learned_optimizers/common.py.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ def map_tensors(f: Callable[..., Any], moments: Moments, params: Params, *trees:
     """The tree of ``f(p, *others, moments of that tensor)`` for each tensor p of ``params``."""
     structure = jax.tree.structure(params)
     columns = map(structure.flatten_up_to, (params, *trees))
-    of_tensor = lambda part: zip(*map(structure.flatten_up_to, part), strict=True)
+    of_tensor = lambda part: zip(*map(structure.flatten_up_to, part), strict=True) if part else itertools.repeat(())
     each = map(Moments, *map(of_tensor, moments))
     return structure.unflatten([f(*leaves, m) for *leaves, m in zip(*columns, each, strict=True)])
 

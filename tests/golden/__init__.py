@@ -8,12 +8,15 @@ up to 1. ``python -m tests.golden FILE...`` prints them.
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.golden import estimators, per_parameter
+from tests.golden import celo, estimators, per_parameter, velo
 
 Case = tuple[str, float]
 REPLAYS: dict[str, Callable[[Path], list[Case]]] = {
     "velo_mlp_lopt": per_parameter.replay_mlp,
     "velo_adafac_mlp_lopt": per_parameter.replay_small_fc,
+    "velo_hyper_v2": velo.replay,
+    "celo": celo.replay_celo,
+    "celo2": celo.replay_celo2,
     **estimators.REPLAYS,
 }
 

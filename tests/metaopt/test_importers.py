@@ -7,15 +7,17 @@ import pickle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import safetensors.numpy
 from flax import linen, serialization
 
 import metaopt
-from metaopt import checkpoint, importers
+from metaopt import checkpoint, importers, optimizers
 from metaopt.errors import UserError
 from metaopt.importers import files, released
-from tests.golden.per_parameter import replay_trajectory
+from tasks import ImageMLP
+from tests.golden import celo, per_parameter, velo
 from tests.metaopt.foreign_files import FLAGS, RELEASED, SAMPLES, sample, torch_zip
 
 
@@ -56,7 +58,7 @@ def test_adafac_is_the_golden_optimizer(tmp_path):
         same(found.theta["network"], {n: data[f"h4/theta/nn|~|{n}"] for n in ("w0", "b0", "w1", "b1", "w2", "b2")})
         folder = importers.import_file(sample("velo_adafac_h4.ckpt"), tmp_path / "adafac")
         saved = checkpoint.read(folder)
-        assert replay_trajectory(data, "h4", "main", saved.optimizer, saved.theta) <= 1
+        assert per_parameter.replay_trajectory(data, "h4", "main", saved.optimizer, saved.theta) <= 1
 
 
 def test_mulo_has_its_own_decays_and_step():
@@ -137,9 +139,8 @@ def test_velo_and_its_flags():
     raw, found = entries("velo_hyper_v2_fixed.ckpt"), importers.read(sample("velo_hyper_v2_fixed.ckpt"), **FLAGS)
     assert (found.family, found.config) == ("velo", {"hidden": 16, "bank": 8, **FLAGS})
     same(found.theta["bank"]["w0"][:, 3:6], raw["ff_mod_stack/~/w0__3"])
-    same(found.theta["bank"]["w2"], raw["ff_mod_stack/~/w2"][..., :2])
-    same(found.theta["lstm"], {kind: raw[f"rnn_params/rnn/linear/{kind}"] for kind in "wb"})
-    same(found.theta["controls"], {kind: raw[f"rnn_params/rnn_to_controls/{kind}"] for kind in "wb"})
+    with np.load(sample("velo_hyper_v2.npz")) as data:  # whose replay is in tests/golden
+        same(found.theta, velo.read_theta(lambda name: data[f"fixed/theta/{name.replace('.', '|')}"]))
 
 
 def test_velo_takes_its_flags_from_gin(tmp_path):
@@ -203,6 +204,23 @@ def test_pylo_keeps_velo_in_two_files(tmp_path):
     for path, options in [(rnn, {}), (mlp, {}), (mlp, {"mlp": rnn})]:
         with pytest.raises(UserError, match="in two files: import VeLO_RNN and pass VeLO_MLP"):
             importers.read(path, **FLAGS, **options)
+
+
+@pytest.mark.parametrize(
+    "run, name, choice",
+    [
+        ("elo", "metamlp_seeded.safetensors", {"decays": "initial", "step_multiplier": 0.02}),
+        ("elo_celo2", "celo2mlp_seeded.safetensors", {"variant": "elo", "learning_rate": 0.02}),
+    ],
+)
+def test_elo_is_the_optimizer_of_pylo(run, name, choice):
+    """Six steps against PyLO's, with what ELO puts around the rule."""
+    found = importers.read(sample(name), **choice)
+    decayed = "weight_decay" in found.config  # Celo2 decays by itself
+    around = optax.add_decayed_weights(0.0 if decayed else -0.02 * 0.1)
+    tx = optimizers.build(found.family, **found.config).bind(found.theta)
+    with np.load(sample("elo_main.npz")) as data:
+        assert celo.replay_trajectory(data, run, optax.chain(optax.clip_by_global_norm(1.0), tx, around)) <= 1
 
 
 @pytest.mark.parametrize("big_endian", [False, True])
@@ -325,6 +343,26 @@ def test_released_files_are_read_and_known(name, family, num):
     found = importers.read(RELEASED / name)
     assert found.family == family and sum(x.size for x in jax.tree.leaves(found.theta)) == num
     assert released.KNOWN[files.read(RELEASED / name).sha256]["meta_trained_on"]
+
+
+@needs_released
+@pytest.mark.parametrize("name, share", [("celo/theta.state", 0.1), ("open/multi_OPEN.npy", 0.7)])
+def test_released_weights_train_a_classifier_of_digits(tmp_path, name, share):
+    """At most this share of the loss is left after 200 steps. OPEN is made for another kind of task."""
+    num_steps, task, key = 200, ImageMLP(), jax.random.key(1)
+    tx = metaopt.load(importers.import_file(RELEASED / name, tmp_path / "x" / "released"), num_steps=num_steps)
+    sampled = task.sample(key)
+    params = {"actor": task.init(sampled, key)}  # under the name where OPEN may add noise
+
+    def step(carry, t):
+        params, state = carry
+        loss = lambda p: task.loss(sampled, p["actor"], jax.random.fold_in(key, t))
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(grads, state, params, value=value)
+        return (optax.apply_updates(params, updates), state), value
+
+    _, losses = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), jnp.arange(num_steps)))(params)
+    assert losses[-20:].mean() < share * losses[0]
 
 
 @needs_released

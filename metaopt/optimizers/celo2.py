@@ -92,9 +92,9 @@ def build(config: Config = Config()) -> LearnedOptimizer:
             moments = update_moments(DECAYS, state.moments, grads)
             step = state.step + 1
 
-            def tensor(p, g, is_vector, moments):
+            def tensor(p, g, moments, kind):
                 rate = config.learning_rate
-                if not is_vector or config.vectors == "learned":
+                if kind == "matrix" or config.vectors == "learned":
                     return -rate * (learned(p, g, moments) + config.weight_decay * p)
                 m, v = moments.momentum[0], moments.rms[0]
                 if config.vectors == "adam_uncorrected":
@@ -103,7 +103,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
                 ratio = corrected(m, DECAYS.momentum[0]) / (jnp.sqrt(corrected(v, DECAYS.rms[0])) + 1e-8)
                 return -rate * config.vector_multiplier * (ratio + config.weight_decay * p)
 
-            updates = map_tensors(tensor, moments, params, grads, vectors(params))
+            updates = map_tensors(tensor, moments, params, grads, kinds=kinds(params))
             return updates, State(step, moments)
 
         return rule.transformation(init_state, update, name="celo2")
@@ -111,10 +111,10 @@ def build(config: Config = Config()) -> LearnedOptimizer:
     return LearnedOptimizer(init, bind)
 
 
-def vectors(params):
-    """Which tensors are no matrices of weights: rank below two, or "embed" in the path."""
+def kinds(params):
+    """ "vector" for a rank below two or "embed" in the path, else "matrix"."""
     is_vector = lambda path, p: p.ndim < 2 or "embed" in jax.tree_util.keystr(path).lower()
-    return jax.tree.map_with_path(is_vector, params)
+    return jax.tree.map_with_path(lambda *leaf: "vector" if is_vector(*leaf) else "matrix", params)
 
 
 def orthogonalise(u: jax.Array) -> jax.Array:

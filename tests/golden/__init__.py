@@ -8,7 +8,7 @@ up to 1. ``python -m tests.golden FILE...`` prints them.
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.golden import celo, estimators, per_parameter, velo
+from tests.golden import celo, estimators, mulo, per_parameter, velo
 
 Case = tuple[str, float]
 REPLAYS: dict[str, Callable[[Path], list[Case]]] = {
@@ -17,6 +17,7 @@ REPLAYS: dict[str, Callable[[Path], list[Case]]] = {
     "velo_hyper_v2": velo.replay,
     "celo": celo.replay_celo,
     "celo2": celo.replay_celo2,
+    "mulo_adafac_mlp": mulo.replay,
     **estimators.REPLAYS,
 }
 

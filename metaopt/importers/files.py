@@ -8,7 +8,8 @@ from metaopt.errors import UserError
 from metaopt.importers import msgpack_file, numpy_file, pickle_file, safetensors_file, torch_file
 from metaopt.importers.arrays import Arrays
 
-CONTAINERS = (torch_file, numpy_file, pickle_file, safetensors_file, msgpack_file)
+# The length in front of a safetensors file can begin like the two after it, not the other way round.
+CONTAINERS = (torch_file, numpy_file, safetensors_file, pickle_file, msgpack_file)
 MAX_BYTES = 2**28  # the largest release, VeLO, has 2**23.2
 
 

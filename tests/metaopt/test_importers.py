@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,14 @@ def test_pylo_keeps_the_same_weights_transposed_and_the_decays_elsewhere():
     np.testing.assert_allclose(effective("rms_decays", [0.999]), [0.99889], atol=5e-6)
     np.testing.assert_allclose(effective("factored_decays", [0.9, 0.99, 0.999]), [0.3562, 0.99663, 0.99946], atol=5e-5)
     assert all(not np.any(elo.theta[f"{name}_decays"]) for name in ("momentum", "rms", "factored"))
+
+
+def test_elo_of_jax_has_no_decays_either(tmp_path):
+    path = haiku_file(tmp_path / "x", {p: a for p, a in entries("velo_adafac_h4.ckpt").items() if "decays" not in p})
+    found = importers.read(path, decays="initial")
+    same(found.theta["network"], importers.read(sample("velo_adafac_h4.ckpt")).theta["network"])
+    with pytest.raises(UserError, match="pass the option decays"):
+        importers.read(path)
 
 
 def test_first_layers_are_joined_by_number_not_by_name(tmp_path):
@@ -206,6 +215,15 @@ def test_pylo_keeps_velo_in_two_files(tmp_path):
             importers.read(path, **FLAGS, **options)
 
 
+@pytest.mark.parametrize("length", [0x480, 0x588])  # begins as a pickle does, and as a msgpack map
+def test_safetensors_are_told_from_what_they_begin_like(tmp_path, length):
+    arrays = entries("metamlp_seeded.safetensors")
+    padded = (safetensors.numpy.save(arrays, {"pad": "x" * n}) for n in range(length))
+    data = next(data for data in padded if int.from_bytes(data[:8], "little") == length)
+    assert data[0] in (0x80, 0x88)
+    assert files.read(Path(write(tmp_path / "x", data))).container == "safetensors"
+
+
 @pytest.mark.parametrize(
     "run, name, choice",
     [
@@ -302,7 +320,7 @@ def test_entries_that_do_not_fit_are_named(tmp_path, changes, message):
 
 
 def test_files_of_something_else_are_refused(tmp_path):
-    with pytest.raises(UserError, match="none of the files read here: torch zip, numpy, pickle"):
+    with pytest.raises(UserError, match="none of the files read here: torch zip, numpy, safetensors"):
         importers.read(write(tmp_path / "x", b"GIF89a"))
     with pytest.raises(UserError, match="holds weights of none of small_fc.*it has 'kernel'"):
         importers.read(haiku_file(tmp_path / "x", {"kernel": np.zeros(3, np.float32)}))

@@ -37,11 +37,17 @@ class Name(NamedTuple):
 class Dtype:
     """``numpy.dtype(code)``, to be told its byte order."""
 
+    order = ""
+
     def __init__(self, code: str, *_):
-        self.name = _text(code)
+        self.code = _text(code)
 
     def build(self, state):
-        self.name = _text(state[1]).replace("|", "") + self.name
+        self.order = _text(state[1]).strip("|")
+
+    @property
+    def name(self) -> str:
+        return self.order + self.code
 
 
 class Array:

@@ -90,8 +90,11 @@ def _whole(arrays: Arrays, mlp: str | Path | None) -> Arrays:
         return arrays
     if velo_pylo.is_bank(arrays) or mlp is None:
         raise UserError("PyLO keeps VeLO in two files: import VeLO_RNN and pass VeLO_MLP as the option mlp")
-    other = files.read(Path(mlp)).arrays
-    return velo_pylo.recurrent(arrays, NUM_INPUTS) | velo_pylo.bank(other, FIXED["ff_hidden_size"])
+    recurrent, other = velo_pylo.recurrent(arrays, NUM_INPUTS), files.read(Path(mlp)).arrays
+    try:
+        return recurrent | velo_pylo.bank(other, FIXED["ff_hidden_size"])
+    except UserError as error:
+        raise UserError(f"of {mlp}, {error}") from error
 
 
 def _written(path: str | Path, sizes: dict[str, int]) -> dict[str, Any]:

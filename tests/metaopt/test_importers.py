@@ -210,6 +210,8 @@ def test_pylo_keeps_velo_in_two_files(tmp_path):
         for name, arrays in zip(("rnn", "mlp"), pylo_velo(), strict=True)
     ]
     same(importers.read(rnn, mlp=mlp, **FLAGS), importers.read(sample("velo_hyper_v2_fixed.ckpt"), **FLAGS))
+    with pytest.raises(UserError, match="rnn .velo weights.: of .*adafac.*, it lacks 'output_bias_'"):
+        importers.read(rnn, mlp=sample("velo_adafac_h4.ckpt"), **FLAGS)
     for path, options in [(rnn, {}), (mlp, {}), (mlp, {"mlp": rnn})]:
         with pytest.raises(UserError, match="in two files: import VeLO_RNN and pass VeLO_MLP"):
             importers.read(path, **FLAGS, **options)

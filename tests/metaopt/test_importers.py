@@ -366,9 +366,9 @@ def test_released_files_are_read_and_known(name, family, num):
 
 
 @needs_released
-@pytest.mark.parametrize("name, share", [("celo/theta.state", 0.1), ("open/multi_OPEN.npy", 0.7)])
+@pytest.mark.parametrize("name, share", [("celo/theta.state", 0.05), ("open/multi_OPEN.npy", 0.4)])
 def test_released_weights_train_a_classifier_of_digits(tmp_path, name, share):
-    """At most this share of the loss is left after 200 steps. OPEN is made for another kind of task."""
+    """At most this share of the loss is left after 200 steps; 0.01 and 0.15 were measured."""
     num_steps, task, key = 200, ImageMLP(), jax.random.key(1)
     tx = metaopt.load(importers.import_file(RELEASED / name, tmp_path / "x" / "released"), num_steps=num_steps)
     sampled = task.sample(key)

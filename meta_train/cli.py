@@ -56,6 +56,24 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--step", type=int, help="a saved outer step (default: the newest)")
     export.set_defaults(run=run_export)
 
+    importing = commands.add_parser("import", help="turn weights that another project released into a checkpoint")
+    importing.add_argument("file", type=Path, help="msgpack, pickle, safetensors, .pt or .npy; read, never run")
+    importing.add_argument("--as", dest="name", required=True, help="name of the checkpoint, as for export")
+    importing.add_argument("--licence", help="of the weights")
+    choice = importing.add_argument_group("what a file may not say").add_argument
+    choice("--decays", help="of small_fc without decays: mulo (btherien/mulo) or initial (ELO)")
+    choice("--step-multiplier", type=float, help="of small_fc (default: 0.01 for muLO, else 0.001)")
+    choice("--variant", help="of Celo2: celo2, base or elo")
+    choice("--learning-rate", type=float, help="of Celo2 (default: 0.001)")
+    choice("--weight-decay", type=float, help="of Celo2 (default: 0.1 for elo, else 0)")
+    choice("--bugged-loss-features", choices=("true", "false"), help="of VeLO: false for the released one")
+    choice("--bugged-lstm-state", choices=("true", "false"), help="of VeLO: false for the released one")
+    choice("--gin", type=Path, metavar="FILE", help="of VeLO: its config.gin, in the place of both")
+    choice("--mlp", type=Path, metavar="FILE", help="of VeLO from PyLO: VeLO_MLP, where FILE is VeLO_RNN")
+    choice("--num-minibatches", type=int, help="of the PPO that OPEN is to train (default: 1)")
+    choice("--num-epochs", type=int, help="of the PPO that OPEN is to train (default: 1)")
+    importing.set_defaults(run=run_import)
+
     listing = commands.add_parser("list", help="list the checkpoints on this machine")
     listing.add_argument("--markdown", action="store_true", help="as checkpoints/README.md")
     listing.set_defaults(run=run_list)
@@ -121,6 +139,15 @@ def run_export(arguments) -> None:
     from meta_train.export import export
 
     print(export(arguments.dir, arguments.name, arguments.step, arguments.summary))
+
+
+def run_import(arguments) -> None:
+    from metaopt import importers
+
+    words, names = {"true": True, "false": False}, sum(importers.OPTIONS.values(), [])
+    given = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+    options = {name: words.get(value, value) for name, value in given.items()}
+    print(importers.import_file(arguments.file, arguments.name, arguments.licence, **options))
 
 
 def run_list(arguments) -> None:

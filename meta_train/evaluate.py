@@ -40,7 +40,7 @@ def evaluate(
     label = Path(name).name
     entrants = [compare.baseline(b, BASELINES[b]) for b in baselines]
     entrants.append(compare.learned(label, lambda n: found.optimizer.bind(found.theta, num_steps=n)))
-    trained_on = found.manifest.get("meta_trained_on", [])
+    trained_on = found.manifest.get("meta_trained_on")
     header = {
         "title": f"{label} on {suite}",
         "learned": [label],

@@ -7,7 +7,7 @@ from meta_train import run
 from metaopt import checkpoint
 from tasks import suites
 
-HISTORY = ("sha256", "recipe", "cost", "started_from")  # kept of the checkpoint a run began from
+HISTORY = ("sha256", "recipe", "cost", "started_from", "source", "licence")  # kept of the checkpoint a run began from
 
 
 def export(run_dir: Path, name: str, step: int | None = None, summary: str = "") -> Path:
@@ -26,6 +26,7 @@ def export(run_dir: Path, name: str, step: int | None = None, summary: str = "")
     rows = [row for row in rows if row["step"] <= step]
     # What is deployed has seen, and cost, all that led here.
     before = checkpoint.read_manifest(run_dir / run.START) if recipe.start else {}
+    seen = before.get("meta_trained_on") if before else []  # None: begun from weights of unknown training
     cost = {
         "outer_steps": step,
         "inner_steps": round(sum(row["inner_steps"] for row in rows)),
@@ -38,9 +39,9 @@ def export(run_dir: Path, name: str, step: int | None = None, summary: str = "")
         theta,
         summary=summary,
         licence="Apache-2.0",
-        meta_trained_on=[*before.get("meta_trained_on", []), *[task.traits() for task in tasks]],
         recipe=run.recipe_json(recipe),
         cost={name: round(value + before.get("cost", {}).get(name, 0), 2) for name, value in cost.items()},
+        **({"meta_trained_on": [*seen, *[task.traits() for task in tasks]]} if seen is not None else {}),
         **({"started_from": {k: before[k] for k in HISTORY if k in before}} if before else {}),
     )
 

@@ -126,7 +126,8 @@ def save(name: str | Path, family: str, config: dict[str, Any], theta: Theta, **
         folder = Path(os.environ.get("METAOPT_CHECKPOINTS", "checkpoints")) / folder
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
         raise UserError(f"{folder} exists and is not a checkpoint: choose another name")
-    arrays = {path: np.asarray(leaf) for path, leaf in _flatten(theta).items()}
+    # safetensors writes memory as it lies, and a transposed array lies in another order.
+    arrays = {path: np.asarray(leaf, order="C") for path, leaf in _flatten(theta).items()}
     _unflatten(arrays, optimizers.build(family, **config), folder)
     for path, array in arrays.items():
         if not np.all(np.isfinite(array)):

@@ -5,18 +5,21 @@ from typing import Any
 Traits = dict[str, Any]
 
 
-def novelty(task: Traits, trained_on: list[Traits]) -> tuple[str, ...]:
+def novelty(task: Traits, trained_on: list[Traits] | None) -> tuple[str, ...]:
     """In what a task is new to a checkpoint.
 
     Args:
       task: ``Task.traits()``.
-      trained_on: the traits of the meta-training tasks, from the manifest.
+      trained_on: the traits of the meta-training tasks, from the manifest; None if it
+        has none, as for weights of other projects.
 
     Returns:
-      ("family",) if no meta-training task had its layers; otherwise "dataset" if it
+      ("unknown",) if nobody said; ("family",) if no meta-training task had its layers; otherwise "dataset" if it
       uses one that none had, and "architecture" if no task of its family covered its
       sizes. Empty: it is of the meta-training distribution.
     """
+    if trained_on is None:
+        return ("unknown",)
     relatives = [t for t in trained_on if t["family"] == task["family"]]
     if not relatives:
         return ("family",)

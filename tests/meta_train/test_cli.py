@@ -1,6 +1,7 @@
 """The command line: what it prints, and one clear line for every mistake."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,9 @@ from meta_train import cli
 from meta_train import recipe as recipes
 from metaopt import optimizers
 from metaopt.errors import UserError
+from tests import golden
+
+GOLDEN = Path(golden.__file__).parent
 
 
 def fails(capsys, *arguments) -> str:
@@ -92,6 +96,36 @@ def test_list_and_info(capsys, checkpoint):
     assert "mine                     hand         a test" in capsys.readouterr().out
     assert cli.main(["info", "mine"]) == 0
     assert json.loads(capsys.readouterr().out)["config"] == {"learning_rate": 0.3}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["velo_hyper_v2_fixed.ckpt"], "pass the option bugged_loss_features"),
+        (["metamlp_seeded.safetensors", "--decays", "mul"], "did you mean 'mulo'?"),
+        (
+            ["metamlp_seeded.safetensors", "--variant", "elo"],
+            "unknown option 'variant' (known: decays",
+        ),
+        (["absent.pt"], "cannot read"),
+        (["celo.py"], "none of the files read here"),
+    ],
+)
+def test_mistakes_in_importing(capsys, tmp_path, arguments, message):
+    file, *options = arguments
+    assert message in fails(capsys, "import", GOLDEN / file, "--as", tmp_path / "new" / "name", *options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_import(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("METAOPT_CHECKPOINTS", str(tmp_path))
+    options = ["--licence", "MIT", "--bugged-loss-features", "true", "--bugged-lstm-state", "false"]
+    assert cli.main(["import", str(GOLDEN / "velo_hyper_v2_fixed.ckpt"), "--as", "velo", *options]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'velo'}\n"
+    assert cli.main(["info", "velo"]) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest["config"] == {"hidden": 16, "bank": 8, "bugged_loss_features": True, "bugged_lstm_state": False}
+    assert manifest["licence"] == "MIT" and manifest["source"]["file"] == "velo_hyper_v2_fixed.ckpt"
 
 
 def test_info_of_a_damaged_checkpoint_fails(capsys, checkpoint):

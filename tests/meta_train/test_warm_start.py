@@ -1,6 +1,7 @@
 """Runs that begin from a checkpoint."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -39,6 +40,11 @@ def test_only_the_chosen_entry_moves_and_the_export_is_whole(begun, tmp_path):
     assert new.manifest["cost"]["inner_steps"] == 70 + 20 * 2 * 8 * 10
     assert new.manifest["started_from"]["recipe"] == {"seed": 3}
     assert [traits["family"] for traits in new.manifest["meta_trained_on"]] == ["mlp", "quadratic"]
+    path = directory / run.START / checkpoint.MANIFEST
+    first = json.loads(path.read_text())
+    del first["meta_trained_on"]  # as in imported weights
+    path.write_text(json.dumps(first))
+    assert "meta_trained_on" not in checkpoint.read(export.export(directory, "third")).manifest
 
 
 def test_a_run_keeps_what_it_began_from(begun, tmp_path):

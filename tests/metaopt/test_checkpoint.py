@@ -37,6 +37,12 @@ def test_what_is_saved_comes_back_bit_for_bit(folder):
     jax.tree.map(np.testing.assert_array_equal, checkpoint.read(folder).theta, theta)  # by path
 
 
+def test_transposed_arrays_come_back_transposed(tmp_path):
+    theta = jax.tree.map(np.asfortranarray, optimizers.build("mlp").init(jax.random.key(0)))
+    saved = checkpoint.read(checkpoint.save(tmp_path / "a" / "mlp", "mlp", {}, theta))
+    jax.tree.map(np.testing.assert_array_equal, saved.theta, theta)
+
+
 def test_loads_as_the_bound_optimizer(folder):
     params, grads = {"w": jnp.ones((4, 3))}, {"w": jnp.full((4, 3), 0.1)}
     found = checkpoint.read("mine")

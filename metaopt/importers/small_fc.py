@@ -1,0 +1,84 @@
+"""small_fc of other projects: AdafacMLPLOpt, muLO and ELO, and the MetaMLP of PyLO.
+
+Source: google/learned_optimization, learned_optimizers/adafac_mlp_lopt.py;
+bentherien/mu_learned_optimization; Belilovsky-Lab/pylo, pylo/models/Meta_MLP.py.
+"""
+
+import numpy as np
+
+from metaopt.errors import UserError, unknown
+from metaopt.importers.arrays import Arrays, check, size
+from metaopt.importers.found import Found
+
+NUM_INPUTS = 39
+DECAYS = {"momentum_decays": "momentum_decays", "rms_decays": "rms_decays", "adafactor_decays": "factored_decays"}
+SHAPES = {"momentum_decays": (3,), "rms_decays": (1,), "adafactor_decays": (3,)}
+HAIKU = "nn/~/"
+PYLO = {"input": "0", "linear_0": "1", "output": "2"}  # its layers -> ours
+
+# PyLO keeps the decays that muLO learned in its source code, beside the weights (btherien/mulo).
+MULO = {
+    "momentum_decays": (0.15216392, 0.14245212, 0.06812963),
+    "rms_decays": (0.01079706,),
+    "factored_decays": (0.18621896, -0.10864615, -0.06185547),
+}
+INITIAL = {name: (0.0,) * len(values) for name, values in MULO.items()}
+CHOICES = {"mulo": MULO, "initial": INITIAL}
+MULO_HIDDEN, MULO_STEP_MULTIPLIER, STEP_MULTIPLIER = 32, 1e-2, 1e-3
+
+
+def recognises(arrays: Arrays) -> bool:
+    return any(path in DECAYS or path.startswith((HAIKU, "network.")) for path in arrays)
+
+
+def convert(arrays: Arrays, *, decays: str | None = None, step_multiplier: float | None = None) -> Found:
+    """Theta of the family small_fc.
+
+    Args:
+      arrays: of a file.
+      decays: "mulo" or "initial", for files that do not hold them.
+      step_multiplier: no file holds it. Not given, it is muLO's 0.01 where the network
+        has its 32 units and muLO's decays, and else the 0.001 of AdafacMLPLOpt and ELO.
+    """
+    network = _from_pylo(arrays) if any(path.startswith("network.") for path in arrays) else _from_haiku(arrays)
+    own = {ours: arrays[theirs] for theirs, ours in DECAYS.items() if theirs in arrays}
+    if own and decays is not None:
+        raise UserError("it holds its own decays: leave the option decays out")
+    hidden = network["b0"].shape[0]
+    if step_multiplier is None:
+        is_mulo = hidden == MULO_HIDDEN and (bool(own) or decays == "mulo")
+        step_multiplier = MULO_STEP_MULTIPLIER if is_mulo else STEP_MULTIPLIER
+    theta = {**(own or _chosen(decays)), "network": network}
+    return Found("small_fc", {"hidden": hidden, "step_multiplier": step_multiplier, "exp_multiplier": 1e-3}, theta)
+
+
+def _network_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
+    sizes = (NUM_INPUTS, hidden, hidden, 2)
+    weights = {f"w{i}": sizes[i : i + 2] for i in range(3)}
+    return weights | {f"b{i}": sizes[i + 1 : i + 2] for i in range(3)}
+
+
+def _from_haiku(arrays: Arrays) -> Arrays:
+    shapes = {HAIKU + name: shape for name, shape in _network_shapes(size(arrays, HAIKU + "b0", 0)).items()}
+    check(arrays, shapes | (SHAPES if any(path in DECAYS for path in arrays) else {}))
+    return {path.removeprefix(HAIKU): arrays[path] for path in shapes}
+
+
+def _from_pylo(arrays: Arrays) -> Arrays:
+    """torch keeps the matrix of a layer as (out, in)."""
+    ours = _network_shapes(size(arrays, "network.input.bias", 0))
+    theirs = {f"network.{name}.weight": ours[f"w{i}"][::-1] for name, i in PYLO.items()}
+    check(arrays, theirs | {f"network.{name}.bias": ours[f"b{i}"] for name, i in PYLO.items()})
+    weights = {f"w{i}": arrays[f"network.{name}.weight"].T for name, i in PYLO.items()}
+    return weights | {f"b{i}": arrays[f"network.{name}.bias"] for name, i in PYLO.items()}
+
+
+def _chosen(decays: str | None) -> Arrays:
+    if decays is None:
+        raise UserError(
+            "it does not hold the decays that were trained with the weights, and wrong ones make another optimizer: "
+            'pass the option decays, "mulo" for btherien/mulo or "initial" for ELO, which learns none'
+        )
+    if decays not in CHOICES:
+        raise unknown("choice of decays", str(decays), CHOICES)
+    return {name: np.array(values, np.float32) for name, values in CHOICES[decays].items()}

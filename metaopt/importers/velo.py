@@ -1,0 +1,109 @@
+"""VeLO: HyperV2 of google/learned_optimization, or the same out of PyLO.
+
+Source: Metz et al., "VeLO: training versatile learned optimizers by scaling up",
+arXiv:2211.09760; research/general_lopt/hyper_v2.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from metaopt.errors import UserError
+from metaopt.importers import files, gin_file, haiku, velo_pylo
+from metaopt.importers.arrays import Arrays, check, size
+from metaopt.importers.found import Found
+
+NUM_INPUTS = 30  # of the recurrent part, for each tensor
+FLAGS = {"bugged_loss_features": "use_bugged_loss_features", "bugged_lstm_state": "use_bugged_next_lstm_state"}
+# What HyperV2 does where its config.gin is silent, and the only thing that our velo does.
+FIXED = {
+    "ff_hidden_size": 4,
+    "ff_hidden_layers": 2,
+    "initial_momentum_decays": (0.9, 0.99, 0.999),
+    "initial_rms_decays": (0.999,),
+    "initial_adafactor_decays": (0.9, 0.99, 0.999),
+    "mix_layers": True,
+    "adafactor_accumulator": True,
+    "with_validation_feature_dim": False,
+    "precondition_output": False,
+    "rnn_state_decay": 0.0,
+    "constant_loss": False,
+    "clip_param_scale_amount": None,
+}
+# The rest it has under another name.
+DEFAULTS = {
+    "use_bugged_loss_features": True,
+    "use_bugged_next_lstm_state": False,
+    "param_scale_mult": True,
+    "exp_mult": 1e-3,
+    "step_mult": 1e-3,
+}
+OURS = FLAGS | {"relative": "param_scale_mult", "exp_multiplier": "exp_mult", "step_multiplier": "step_mult"}
+
+
+def recognises(arrays: Arrays) -> bool:
+    ours = any(path.startswith((haiku.SCHEDULER, "lstm_init_state/")) for path in arrays)
+    return ours or velo_pylo.is_recurrent(arrays) or velo_pylo.is_bank(arrays)
+
+
+def convert(
+    arrays: Arrays,
+    *,
+    bugged_loss_features: bool | None = None,
+    bugged_lstm_state: bool | None = None,
+    gin: str | Path | None = None,
+    mlp: str | Path | None = None,
+) -> Found:
+    """Theta of the family velo.
+
+    Args:
+      arrays: of a file.
+      bugged_loss_features: whether it was trained with HyperV2's use_bugged_loss_features.
+      bugged_lstm_state: and with use_bugged_next_lstm_state.
+      gin: the config.gin that released files have beside them, in the place of both.
+      mlp: the other file of PyLO, VeLO_MLP, where this one is VeLO_RNN.
+    """
+    arrays = _whole(arrays, mlp)
+    hidden = size(arrays, "rnn_params/step_size/w", 0)
+    bank = size(arrays, "rnn_params/rnn_to_controls/b", 0)
+    shapes = haiku.scheduler_shapes(NUM_INPUTS, hidden) | haiku.dense_shapes({"rnn_to_controls": (hidden, bank)})
+    check(arrays, shapes | haiku.network_shapes((bank,), FIXED["ff_hidden_size"]))
+    config = {"hidden": hidden, "bank": bank}
+    if gin is not None:
+        config |= _written(gin, {"lstm_hidden_size": hidden, "param_inits": bank})
+    given = {"bugged_loss_features": bugged_loss_features, "bugged_lstm_state": bugged_lstm_state}
+    config |= {flag: value for flag, value in given.items() if value is not None}
+    for ours, theirs in FLAGS.items():
+        if ours not in config:
+            raise UserError(
+                f"nothing in it tells if VeLO was trained with {theirs}, and the other choice is another optimizer: "
+                f"pass the option {ours} (false for the released VeLO, true for its oldest snapshots), or gin"
+            )
+    theta = {"bank": haiku.network(arrays, 2), **haiku.scheduler(arrays)}
+    return Found("velo", config, theta | {"controls": haiku.dense(arrays, "rnn_to_controls")})
+
+
+def _whole(arrays: Arrays, mlp: str | Path | None) -> Arrays:
+    """The arrays under their haiku names, those of PyLO's other file among them."""
+    if not (velo_pylo.is_recurrent(arrays) or velo_pylo.is_bank(arrays)):
+        if mlp is not None:
+            raise UserError("it is not of PyLO and whole: leave the option mlp out")
+        return arrays
+    if velo_pylo.is_bank(arrays) or mlp is None:
+        raise UserError("PyLO keeps VeLO in two files: import VeLO_RNN and pass VeLO_MLP as the option mlp")
+    recurrent, other = velo_pylo.recurrent(arrays, NUM_INPUTS), files.read(Path(mlp)).arrays
+    try:
+        return recurrent | velo_pylo.bank(other, FIXED["ff_hidden_size"])
+    except UserError as error:
+        raise UserError(f"of {mlp}, {error}") from error
+
+
+def _written(path: str | Path, sizes: dict[str, int]) -> dict[str, Any]:
+    """Settings of HyperV2 as a config.gin has them, under our names."""
+    settings = gin_file.read(path, "HyperV2")
+    for name, value in settings.items():
+        if name in sizes and value != sizes[name]:
+            raise UserError(f"{path} is of other weights: {name} is {value} there and {sizes[name]} here")
+        if name not in {**FIXED, **DEFAULTS, **sizes} or (name in FIXED and value != FIXED[name]):
+            raise UserError(f"{path} sets {name} = {value}, which velo does not do")
+    chosen = {**DEFAULTS, **settings}
+    return {ours: chosen[theirs] for ours, theirs in OURS.items()}

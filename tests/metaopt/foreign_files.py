@@ -1,0 +1,76 @@
+"""Files of other projects for the tests: the seeded samples, and writers of what has no sample."""
+
+import io
+import os
+import pickle
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from tests import golden
+
+FOLDER = Path(golden.__file__).parent
+RELEASED = Path(os.environ.get("METAOPT_RELEASED", Path(__file__).parents[3] / "shared" / "released"))
+FLAGS = {"bugged_loss_features": False, "bugged_lstm_state": False}
+# What must be said to import each.
+SAMPLES = {
+    "mulo_theta_seeded.pickle": {},
+    "velo_adafac_h4.ckpt": {},
+    "velo_hyper_v2_fixed.ckpt": FLAGS,
+    "celo_theta_seeded.state": {},
+    "celo2_theta_seeded.state": {"variant": "celo2"},
+    "metamlp_seeded.safetensors": {"decays": "mulo"},
+    "celo2mlp_seeded.safetensors": {"variant": "elo"},
+}
+
+
+def sample(name: str) -> Path:
+    return FOLDER / name
+
+
+def torch_zip(arrays: dict[str, np.ndarray], monkeypatch, big_endian: bool = False) -> bytes:
+    """A state_dict as torch.save writes it, with the instructions that Python's own pickler gives.
+
+    torch is not needed: the pickler must only find what it names.
+    """
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    storage_type = type("FloatStorage", (), {"__module__": "torch"})
+
+    def rebuild(*_):
+        raise AssertionError("only named")
+
+    rebuild.__module__, rebuild.__qualname__, rebuild.__name__ = "torch._utils", *["_rebuild_tensor_v2"] * 2
+    monkeypatch.setattr(torch, "FloatStorage", storage_type, raising=False)
+    monkeypatch.setattr(utils, "_rebuild_tensor_v2", rebuild, raising=False)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+
+    class Storage:
+        def __init__(self, key: int, array: np.ndarray):
+            self.identifier = ("storage", storage_type, str(key), "cpu", array.size)
+
+    class Tensor:
+        def __init__(self, key: int, array: np.ndarray):
+            self.key, self.array = key, array
+
+        def __reduce__(self):
+            strides = tuple(s // self.array.itemsize for s in self.array.strides)
+            return rebuild, (Storage(self.key, self.array), 0, self.array.shape, strides, False, {})
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj):
+            return obj.identifier if isinstance(obj, Storage) else None
+
+    text = io.BytesIO()
+    Pickler(text, protocol=2).dump({name: Tensor(i, array) for i, (name, array) in enumerate(arrays.items())})
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("weights/data.pkl", text.getvalue())
+        archive.writestr("weights/byteorder", "big" if big_endian else "little")
+        for i, array in enumerate(arrays.values()):
+            kept = array.ravel(order="K").astype(">f4" if big_endian else "<f4")  # as it lies in memory
+            archive.writestr(f"weights/data/{i}", kept.tobytes())
+    return file.getvalue()

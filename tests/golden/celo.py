@@ -5,59 +5,62 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metaopt import compose, optimizers
+from metaopt import compose, importers, optimizers
+from metaopt.importers import haiku, small_fc
 from tests.golden.per_parameter import worst
-from tests.golden.velo import read_network, read_theta
 
 RTOL, ATOL = 1e-5, 2e-6  # on parameters, from mulo_celo.md
 
 
 def replay_trajectory(data, run: str, tx) -> float:
     """Feeds the stored gradients and losses; the worst error over steps and tensors."""
-    params, errors = read_tree(data, "params0/"), []
+    params, errors = read(data, "params0/"), []
     state, update = tx.init(params), jax.jit(tx.update)
-    losses = data["losses"] if "losses" in data.files else np.zeros(6, np.float32)
-    for t, loss in enumerate(losses):
-        updates, state = update(read_tree(data, f"grads/{t}/"), state, params, value=loss)
+    for t in range(6):
+        loss = data["losses"][t] if "losses" in data.files else None
+        updates, state = update(read(data, f"grads/{t}/"), state, params, value=loss)
         params = optax.apply_updates(params, updates)
         errors += [worst(p, data[f"{run}/params/{t}/{leaf}"], RTOL, ATOL) for leaf, p in params.items()]
     return max(errors)
 
 
-def read_tree(data, prefix: str) -> dict:
-    return {name.removeprefix(prefix): jnp.asarray(data[name]) for name in data.files if name.startswith(prefix)}
+def read(data, prefix: str, into: str = "") -> dict:
+    """Entries by the rest of their name, dots as slashes."""
+    names = [name for name in data.files if name.startswith(prefix)]
+    return {into + name.removeprefix(prefix).replace(".", "/"): jnp.asarray(data[name]) for name in names}
 
 
 def replay_celo(path) -> list[tuple[str, float]]:
     """With the scheduler, and without: the two phases of its meta-training."""
     data = np.load(path)
-    theirs = read_theta(lambda name: data[f"theta/{name}"])
-    network = {name: w[0] for name, w in theirs["bank"].items()}  # a bank of one
-    scheduler = {name: theirs[name] for name in ("pooled", "direct", "lstm", "initial", "step_size")}
-    thetas = {"phase1": {"network": network}, "phase2": {"network": network, "scheduler": scheduler}}
-    bind = lambda run: optimizers.build("celo", scheduled=run == "phase2").bind(thetas[run], int(data["num_steps"]))
-    return [(run, replay_trajectory(data, run, bind(run))) for run in thetas]
+    found = importers.celo.convert(jax.tree.map(np.asarray, read(data, "theta/")))
+    phases = {"phase1": {"network": found.theta["network"]}, "phase2": found.theta}
+    cases = []
+    for run, theta in phases.items():
+        optimizer = optimizers.build(found.family, **found.config, scheduled=run == "phase2")
+        tx = optimizer.bind(jax.tree.map(jnp.asarray, theta), int(data["num_steps"]))
+        cases.append((run, replay_trajectory(data, run, tx)))
+    return cases
 
 
 def replay_celo2(path) -> list[tuple[str, float]]:
     """The learned rule alone; orthogonalised; with AdamW; on a schedule; as it is meta-trained."""
     data = np.load(path)
-    network = read_network(lambda name: data[f"theta/ff_mod_stack.~.{name}"], num_out=1)
+    network = haiku.network(read(data, "theta/"), num_live=1)
     rate, decay = float(data["lr"]), float(data["weight_decay"])
-    schedule = lambda step: jnp.asarray(data["schedule_values"])[step] / rate
     runs = {
-        "base": (dict(orthogonalise=False, vectors="learned", weight_decay=decay), ()),
-        "orth_all": (dict(vectors="learned"), ()),
-        "full": (dict(weight_decay=decay), ()),
-        "full_sched": (dict(weight_decay=decay), (optax.scale_by_schedule(schedule),)),
-        "meta_harness": (dict(vectors="adam_uncorrected"), ()),
+        "base": {"orthogonalise": False, "vectors": "learned", "weight_decay": decay},
+        "orth_all": {"vectors": "learned"},
+        "full": {"weight_decay": decay},
+        "full_sched": {"weight_decay": decay},
     }
+    if path.stem.endswith("main"):
+        runs["meta_harness"] = {"vectors": "adam_uncorrected"}
     cases = []
-    for run, (settings, after) in runs.items():
-        if f"{run}/params/0/{data.files[0].split('/')[1]}" not in data.files:
-            continue  # the harness is in the main file only
-        optimizer = optimizers.build("celo2", learning_rate=rate, **settings)
-        tx = optax.chain(optimizer.bind({"network": network}), *after)
+    for run, settings in runs.items():
+        tx = optimizers.build("celo2", learning_rate=rate, **settings).bind({"network": network})
+        if run == "full_sched":
+            tx = compose(tx, schedule=lambda step: jnp.asarray(data["schedule_values"])[step] / rate)
         cases.append((run, replay_trajectory(data, run, tx)))
     return cases
 
@@ -66,20 +69,20 @@ def replay_elo(path) -> list[tuple[str, float]]:
     """ELO and ELO-Celo2 with clipping and weight decay; muLO with PyLO's order of the decay."""
     data = np.load(path)
     rate, decay, clip = (float(data[name]) for name in ("lr", "weight_decay", "clip_norm"))
-    network = {name: jnp.asarray(data[f"theta_elo/{name}"]) for name in ("w0", "b0", "w1", "b1", "w2", "b2")}
-    names = {"momentum": "momentum_decays", "rms": "rms_decays", "factored": "adafactor_decays"}
-    moved = {f"{ours}_decays": jnp.asarray(data[f"theta_mulo_decays/{theirs}"]) for ours, theirs in names.items()}
+    moved = {ours: jnp.asarray(data[f"theta_mulo_decays/{theirs}"]) for theirs, ours in small_fc.DECAYS.items()}
     raw = jax.tree.map(jnp.zeros_like, moved)
-    small_fc = lambda step, decays: optimizers.build("small_fc", hidden=32, step_multiplier=step).bind(
-        {"network": network, **decays}
-    )
+
+    def bind(step_multiplier, decays):
+        optimizer = optimizers.build("small_fc", hidden=32, step_multiplier=step_multiplier)
+        return optimizer.bind({"network": read(data, "theta_elo/"), **decays})
+
     multiplier = float(data["adam_lr_mult"])
     celo2 = optimizers.build("celo2", learning_rate=rate, weight_decay=decay, vector_multiplier=multiplier)
-    theta = {"network": read_network(lambda name: data[f"theta_elo_celo2/{name}"], num_out=1)}
-    rates = read_tree(data, "pylo_mulo_wd/lr/")
+    theta = {"network": haiku.network(read(data, "theta_elo_celo2/", into=haiku.NETWORK), num_live=1)}
+    rates = read(data, "pylo_mulo_wd/lr/")
     runs = {
-        "elo": compose(small_fc(rate, raw), clip=clip, weight_decay=rate * decay),
+        "elo": compose(bind(rate, raw), clip=clip, weight_decay=rate * decay),
         "elo_celo2": compose(celo2.bind(theta), clip=clip),
-        "pylo_mulo_wd": compose(small_fc(0.01, moved), multipliers=rates, weight_decay=decay, pylo_decay=True),
+        "pylo_mulo_wd": compose(bind(0.01, moved), multipliers=rates, weight_decay=decay, pylo_decay=True),
     }
     return [(run, replay_trajectory(data, run, tx)) for run, tx in runs.items()]

@@ -16,19 +16,28 @@ def worst(actual, expected, rtol, atol) -> float:
     return float(np.max(np.where(np.isfinite(error), error, np.inf), initial=0.0))
 
 
-def replay_trajectory(data, variant: str, scenario: str, optimizer, theta) -> float:
-    """Feeds the stored gradients; returns the worst error over steps and tensors."""
-    read = lambda prefix: {k.rsplit("/", 1)[1]: data[k] for k in data.files if k.startswith(prefix)}
-    params = jax.tree.map(jnp.asarray, read(f"in/{scenario}/params/"))
-    grads, expected = read(f"in/{scenario}/grads/"), read(f"{variant}/{scenario}/params/")
-    tx = optimizer.bind(theta, num_steps=int(data[f"in/{scenario}/num_steps"]))
-    state = tx.init(params)._replace(step=jnp.asarray(data[f"in/{scenario}/start_iteration"], jnp.int32))
-    update, errors = jax.jit(tx.update), []
-    for t, loss in enumerate(data[f"in/{scenario}/loss"]):
-        updates, state = update({k: jnp.asarray(g[t]) for k, g in grads.items()}, state, params, value=loss)
-        params = jax.tree.map(jnp.add, params, updates)
-        errors += [worst(params[k], expected[k][t], RTOL, ATOL) for k in params]
-    return max(errors)
+def replay_scenarios(data, variant: str, optimizer, theta) -> list[tuple[str, float]]:
+    """Feeds the stored gradients of every scenario; its worst error over steps and tensors."""
+
+    @jax.jit
+    def step(params, state, grads, loss, num_steps):
+        updates, state = optimizer.bind(theta, num_steps=num_steps).update(grads, state, params, value=loss)
+        return jax.tree.map(jnp.add, params, updates), state
+
+    cases = []
+    for scenario in SCENARIOS:
+        read = lambda prefix: {k.rsplit("/", 1)[1]: data[k] for k in data.files if k.startswith(prefix)}
+        params = jax.tree.map(jnp.asarray, read(f"in/{scenario}/params/"))
+        grads, expected = read(f"in/{scenario}/grads/"), read(f"{variant}/{scenario}/params/")
+        num_steps = jnp.asarray(data[f"in/{scenario}/num_steps"], jnp.int32)
+        state = optimizer.bind(theta, num_steps=num_steps).init(params)
+        state = state._replace(step=jnp.asarray(data[f"in/{scenario}/start_iteration"], jnp.int32))
+        errors = []
+        for t, loss in enumerate(data[f"in/{scenario}/loss"]):
+            params, state = step(params, state, {k: g[t] for k, g in grads.items()}, loss, num_steps)
+            errors += [worst(params[k], expected[k][t], RTOL, ATOL) for k in params]
+        cases.append((f"{variant}/{scenario}", max(errors)))
+    return cases
 
 
 def replay_mlp(path) -> list[tuple[str, float]]:
@@ -38,7 +47,7 @@ def replay_mlp(path) -> list[tuple[str, float]]:
         f"{kind}{i}": jnp.asarray(data[f"default/theta/mlp/~/linear_{i}|{kind}"]) for i in range(3) for kind in "wb"
     }
     optimizer = optimizers.build("mlp")
-    return [(f"default/{s}", replay_trajectory(data, "default", s, optimizer, {"network": layers})) for s in SCENARIOS]
+    return replay_scenarios(data, "default", optimizer, {"network": layers})
 
 
 def replay_small_fc(path) -> list[tuple[str, float]]:
@@ -53,5 +62,5 @@ def replay_small_fc(path) -> list[tuple[str, float]]:
             "network": {f"{kind}{i}": read(f"nn|~|{kind}{i}") for i in range(3) for kind in "wb"},
         }
         optimizer = optimizers.build("small_fc", hidden=int(variant[1:]))
-        cases += [(f"{variant}/{s}", replay_trajectory(data, variant, s, optimizer, theta)) for s in SCENARIOS]
+        cases += replay_scenarios(data, variant, optimizer, theta)
     return cases

@@ -9,9 +9,16 @@ from typing import Any
 
 from metaopt.core import LearnedOptimizer
 from metaopt.errors import UserError, check_type, unknown
-from metaopt.optimizers import hand, mlp, small_fc
+from metaopt.optimizers import coordinate_lstm, hand, l2o_pa, mlp, open, small_fc
 
-FAMILIES = {"hand": hand, "mlp": mlp, "small_fc": small_fc}
+FAMILIES = {
+    "coordinate_lstm": coordinate_lstm,
+    "hand": hand,
+    "l2o_pa": l2o_pa,
+    "mlp": mlp,
+    "open": open,
+    "small_fc": small_fc,
+}
 
 
 def build(family: str, **settings: Any) -> LearnedOptimizer:

@@ -8,12 +8,13 @@ up to 1. ``python -m tests.golden FILE...`` prints them.
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.golden import estimators, per_parameter
+from tests.golden import estimators, per_parameter, rl_open
 
 Case = tuple[str, float]
 REPLAYS: dict[str, Callable[[Path], list[Case]]] = {
     "velo_mlp_lopt": per_parameter.replay_mlp,
     "velo_adafac_mlp_lopt": per_parameter.replay_small_fc,
+    "rl_open": rl_open.replay,
     **estimators.REPLAYS,
 }
 

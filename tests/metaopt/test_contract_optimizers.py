@@ -22,6 +22,8 @@ VARIANTS = [
     ("hand", {"rule": "adamw", "num_tensors": 3}),
     ("hand", {"rule": "momentum"}),
     ("hand", {"rule": "momentum", "decay_steps": 2, "fixed": "log_one_minus_momentum"}),
+    ("coordinate_lstm", {"rule": "rnnprop"}),
+    ("l2o_pa", {"heads": "p,a,b1,b2", "norm": "softplus", "l1": 0.1}),
     ("small_fc", {"hidden": 8, "schedule": True, "relative": True}),
 ]
 CASES = [(family, {}) for family in sorted(optimizers.FAMILIES)] + VARIANTS

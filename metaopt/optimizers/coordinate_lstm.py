@@ -87,7 +87,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
                 moments = tuple(map(average, state.moments, powers))
 
             def leaf(g, rows, *moments):
-                x = _relative_to_rms(theta["input"], g, *moments, step) if rnnprop else log_and_sign(g)
+                x = _relative_to_rms(theta["input"], step, g, *moments) if rnnprop else log_and_sign(g)
                 rows = lstm.step_stack(theta["lstm"], x, rows)
                 out = (rows[-1].hidden @ theta["output"]["w0"] + theta["output"]["b0"])[..., 0]
                 return config.scale * (-jnp.tanh(out) if rnnprop else out), rows
@@ -113,7 +113,7 @@ def log_and_sign(g: jax.Array) -> jax.Array:
     return jnp.stack([log, jnp.where(large, jnp.sign(g), g / smallest)], axis=-1)
 
 
-def _relative_to_rms(dense: Theta, g: jax.Array, m: jax.Array, v: jax.Array, step: jax.Array) -> jax.Array:
+def _relative_to_rms(dense: Theta, step: jax.Array, g: jax.Array, m: jax.Array, v: jax.Array) -> jax.Array:
     """What rnnprop's LSTM reads; (*shape, hidden)."""
     correction = 1.0 - DECAY ** step.astype(jnp.float32)
     rms = jnp.sqrt(v / correction) + EPS

@@ -90,10 +90,10 @@ def build(config: Config = Config()) -> LearnedOptimizer:
 
     def init(key: Key) -> Theta:
         k_lstm, k_network = jax.random.split(key)
-        return {
-            "lstm": lstm.init_stack(k_lstm, 2, config.hidden, config.layers),
-            "network": features.init_network(k_network, (config.hidden, config.hidden, len(names))),
-        }
+        network = features.init_network(k_network, (config.hidden, config.hidden, len(names)))
+        # Heads of zero: the norms decide what meta-training begins from, p = a = 1 by default.
+        network["w1"] = jnp.zeros_like(network["w1"])
+        return {"lstm": lstm.init_stack(k_lstm, 2, config.hidden, config.layers), "network": network}
 
     def bind(theta: Theta, num_steps=None):
         del num_steps

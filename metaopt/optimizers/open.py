@@ -25,6 +25,7 @@ NUM_INPUTS = 1 + 2 * (len(MOMENTUM_DECAYS) + 1) + 4
 SMALLEST = 1e-13  # added before a logarithm
 SMALLEST_ACTIVATION = 1e-11  # added to every activation, so that a layer may be silent
 LAYER_NORM_EPS = 1e-6
+NORM = {"scale": jnp.ones, "shift": jnp.zeros}  # of a normalised layer, and where they start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +121,6 @@ def build(config: Config = Config()) -> LearnedOptimizer:
         return rule.transformation(init_state, update, name="open", reads=("activations", "key", "noise"))
 
     return LearnedOptimizer(init, bind)
-
-
-NORM = {"scale": jnp.ones, "shift": jnp.zeros}
 
 
 def _inputs(p: jax.Array, g: jax.Array, momentum: tuple[jax.Array, ...], places: tuple) -> jax.Array:

@@ -93,6 +93,12 @@ def build_parser() -> argparse.ArgumentParser:
     study = commands.add_parser("estimator-study", help="measure the estimators side by side, minutes on a CPU")
     study.add_argument("--out", type=Path, default=Path("reports/estimator-study"), help="folder of json and picture")
     study.set_defaults(run=run_estimator_study)
+
+    check = commands.add_parser("coord-check", help="how far layers move at every width, with muP and without")
+    check.add_argument("--optimizer", default="adam", help="adam, or a checkpoint (default: %(default)s)")
+    check.add_argument("--network", default="mlp", help="mlp or transformer (default: %(default)s)")
+    check.add_argument("--out", type=Path, default=Path("reports/coord-check"), help="folder of json and picture")
+    check.set_defaults(run=run_coord_check)
     return parser
 
 
@@ -168,6 +174,13 @@ def run_estimator_study(arguments) -> None:
     results = estimator_study.measure(estimator_study.Settings())
     print(estimator_study.summary(results))
     print(f"picture: {estimator_study.write(arguments.out, results)}")
+
+
+def run_coord_check(arguments) -> None:
+    from meta_train import coord_check
+
+    print(coord_check.table(coord_check.write(arguments.optimizer, arguments.network, arguments.out)))
+    print(f"picture: {arguments.out / 'coord_check.png'}")
 
 
 if __name__ == "__main__":

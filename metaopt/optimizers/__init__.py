@@ -9,15 +9,18 @@ from typing import Any
 
 from metaopt.core import LearnedOptimizer
 from metaopt.errors import UserError, check_type, unknown
-from metaopt.optimizers import coordinate_lstm, hand, l2o_pa, mlp, open, small_fc
+from metaopt.optimizers import celo, celo2, coordinate_lstm, hand, l2o_pa, mlp, open, small_fc, velo
 
 FAMILIES = {
+    "celo": celo,
+    "celo2": celo2,
     "coordinate_lstm": coordinate_lstm,
     "hand": hand,
     "l2o_pa": l2o_pa,
     "mlp": mlp,
     "open": open,
     "small_fc": small_fc,
+    "velo": velo,
 }
 
 

@@ -7,6 +7,9 @@ in place. None corrects its bias: that is how the published optimizers see them.
 Source: google/learned_optimization, learned_optimizers/common.py.
 """
 
+import collections
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +19,7 @@ import jax.numpy as jnp
 from metaopt.core import Params, PyTree
 
 FACTORED_EPS = 1e-30  # keeps the factored second moment of a zero gradient positive
+STACKED_UP_TO = 2**15  # elements
 
 
 class Factored(NamedTuple):
@@ -64,13 +68,36 @@ def update_moments(decays: Decays, moments: Moments, grads: Params) -> Moments:
     )
 
 
-def map_tensors(f: Callable[..., Any], moments: Moments, params: Params, *trees: PyTree) -> PyTree:
-    """The tree of ``f(p, *others, moments of that tensor)`` for each tensor p of ``params``."""
+def map_tensors(
+    f: Callable[..., Any], moments: Moments, params: Params, *trees: PyTree, kinds: PyTree | None = None
+) -> PyTree:
+    """The tree of ``f(p, *others, moments of that tensor)`` for each tensor p of ``params``.
+
+    Small tensors of one shape are stacked and mapped together: a transformer has a hundred
+    vectors, and a loop for each takes longer to compile than to run.
+
+    Args:
+      f: of one tensor.
+      moments, params, trees: what it is given, leaf by leaf.
+      kinds: a tree of what must be known while tracing; ``f`` is given it as ``kind``.
+    """
     structure = jax.tree.structure(params)
     columns = map(structure.flatten_up_to, (params, *trees))
-    of_tensor = lambda part: zip(*map(structure.flatten_up_to, part), strict=True)
-    each = map(Moments, *map(of_tensor, moments))
-    return structure.unflatten([f(*leaves, m) for *leaves, m in zip(*columns, each, strict=True)])
+    of_tensor = lambda part: zip(*map(structure.flatten_up_to, part), strict=True) if part else itertools.repeat(())
+    rows = list(zip(*columns, map(Moments, *map(of_tensor, moments)), strict=False))
+    known = structure.flatten_up_to(kinds) if kinds is not None else [None] * len(rows)
+    groups = collections.defaultdict(list)
+    for i, (p, *_) in enumerate(rows):
+        groups[(p.shape, known[i]) if p.size <= STACKED_UP_TO else i].append(i)
+    results: dict[int, Any] = {}
+    for members in groups.values():
+        g = f if kinds is None else functools.partial(f, kind=known[members[0]])
+        if len(members) == 1:
+            results[members[0]] = g(*rows[members[0]])
+            continue
+        stacked = jax.vmap(g)(*jax.tree.map(lambda *x: jnp.stack(x), *(rows[i] for i in members)))
+        results |= {i: jax.tree.map(lambda x, k=k: x[k], stacked) for k, i in enumerate(members)}
+    return structure.unflatten([results[i] for i in range(len(rows))])
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int]:

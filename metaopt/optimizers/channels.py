@@ -1,8 +1,8 @@
 """What a per-parameter network reads: the channels of one tensor, before they are normalised.
 
-Each channel is an array broadcastable to the tensor; row and column statistics keep
-size 1 on the axis they are averaged over. All come from accumulators that the current
-gradient has entered.
+Each channel is an array broadcastable to the tensor; what belongs to a row or a column
+keeps size 1 on the axis it is averaged over. All come from accumulators that the
+current gradient has entered.
 
 Source: google/learned_optimization, learned_optimizers/adafac_mlp_lopt.py and
 research/general_lopt/hyper_v2.py.
@@ -10,7 +10,7 @@ research/general_lopt/hyper_v2.py.
 
 import functools
 import operator
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,58 +21,79 @@ from metaopt.optimizers.accumulators import Factored, Moments, preconditioners
 SMALL_FC, VELO = 28, 30  # how many
 
 
-def small_fc(p: jax.Array, g: jax.Array, moments: Moments) -> list[jax.Array]:
-    """The 28 channels of small_fc and muLO."""
-    inverse_root = [rsqrt(r + 1e-6) for r in moments.rms]
-    return [
-        g,
+class Parts(NamedTuple):
+    """What the channels of one tensor are made of, from element to element."""
+
+    param: jax.Array
+    grad: jax.Array
+    momentum: tuple[jax.Array, ...]
+    rms: tuple[jax.Array, ...]
+    rows: tuple[jax.Array, ...]  # of the factored second moment; of a vector all of it
+    cols: tuple[jax.Array, ...]
+    factors: tuple[tuple[jax.Array, ...], ...]  # their product divides by its root
+
+
+def parts(p: jax.Array, g: jax.Array, moments: Moments) -> Parts:
+    """The only step that needs the whole tensor: a row is divided by the mean of all rows."""
+    factored = moments.factored
+    return Parts(
         p,
-        *moments.momentum,
-        *moments.rms,
-        *[m * s for m in moments.momentum for s in inverse_root],
+        g,
+        moments.momentum,
+        moments.rms,
+        tuple(f.row if isinstance(f, Factored) else f for f in factored),
+        tuple(f.col if isinstance(f, Factored) else f for f in factored),
+        tuple(preconditioners(f, p.shape) for f in factored),
+    )
+
+
+def small_fc(x: Parts) -> list[jax.Array]:
+    """The 28 channels of small_fc and muLO."""
+    inverse_root = [rsqrt(r + 1e-6) for r in x.rms]
+    return [
+        x.grad,
+        x.param,
+        *x.momentum,
+        *x.rms,
+        *[m * s for m in x.momentum for s in inverse_root],
         *inverse_root,
-        *preconditioned([g] * len(moments.factored), moments),
-        *factored(moments),
-        *_preconditioned_momentum(moments, g.ndim, 1e-6),
+        *[_product(x.grad, f) for f in x.factors],
+        *_factored(x),
+        *_preconditioned_momentum(x, 1e-6),
     ]
 
 
-def velo(p: jax.Array, g: jax.Array, moments: Moments, eps: float = 1e-6) -> list[jax.Array]:
-    """The 30 channels of VeLO and Celo; ``eps`` is what the second moment has added under its root.
+def velo(x: Parts, eps: float = 1e-6) -> list[jax.Array]:
+    """The 30 channels of VeLO, Celo and Celo2; ``eps`` is added under the root of the second moment.
 
     The last 15 are about the factored second moment.
     """
-    inverse_root = [rsqrt(r + eps) for r in moments.rms]
+    inverse_root = [rsqrt(r + eps) for r in x.rms]
     return [
-        g,
-        jnp.clip(g, -0.1, 0.1),
-        p,
-        *moments.momentum,
-        *moments.rms,
-        *[m * s for m in moments.momentum for s in inverse_root],
+        x.grad,
+        jnp.clip(x.grad, -0.1, 0.1),
+        x.param,
+        *x.momentum,
+        *x.rms,
+        *[m * s for m in x.momentum for s in inverse_root],
         *inverse_root,
-        *preconditioned([g] * len(moments.factored), moments),
-        *[g * s for s in inverse_root],
-        *factored(moments),
-        *_preconditioned_momentum(moments, g.ndim, 0.0),
+        *[_product(x.grad, f) for f in x.factors],
+        *[x.grad * s for s in inverse_root],
+        *_factored(x),
+        *_preconditioned_momentum(x, 0.0),
     ]
 
 
-def preconditioned(arrays: Sequence[jax.Array], moments: Moments) -> list[jax.Array]:
-    """Each array divided by the root of its factored second moment."""
-    factors = [preconditioners(f, x.shape) for x, f in zip(arrays, moments.factored, strict=True)]
-    return [functools.reduce(operator.mul, f, x) for x, f in zip(arrays, factors, strict=True)]
+def _product(x: jax.Array, factors: tuple[jax.Array, ...]) -> jax.Array:
+    return functools.reduce(operator.mul, factors, x)
 
 
-def factored(moments: Moments) -> list[jax.Array]:
-    """Rows, columns and their inverse roots; a vector's second moment stands for both."""
-    rows = [f.row if isinstance(f, Factored) else f for f in moments.factored]
-    cols = [f.col if isinstance(f, Factored) else f for f in moments.factored]
-    return [*rows, *cols, *[rsqrt(r + 1e-8) for r in rows], *[rsqrt(c + 1e-8) for c in cols]]
+def _factored(x: Parts) -> list[jax.Array]:
+    return [*x.rows, *x.cols, *[rsqrt(r + 1e-8) for r in x.rows], *[rsqrt(c + 1e-8) for c in x.cols]]
 
 
-def _preconditioned_momentum(moments: Moments, rank: int, eps: float) -> list[jax.Array]:
-    """For a vector another formula than ``preconditioned``, with an ``eps`` of its own."""
-    if rank >= 2:
-        return preconditioned(moments.momentum, moments)
-    return [m * rsqrt(f + eps) for m, f in zip(moments.momentum, moments.factored, strict=True)]
+def _preconditioned_momentum(x: Parts, eps: float) -> list[jax.Array]:
+    if x.param.ndim >= 2:
+        return [_product(m, f) for m, f in zip(x.momentum, x.factors, strict=True)]
+    # For vectors the references have another formula than for the gradient, and two values of eps.
+    return [m * rsqrt(second + eps) for m, second in zip(x.momentum, x.rows, strict=True)]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Key, LearnedOptimizer, Params, PyTree, Theta
-from metaopt.optimizers import coordinates, features, lstm, rule
+from metaopt.optimizers import coordinates, lstm, network, rule
 from metaopt.optimizers.accumulators import ema
 
 RULES = ("l2o_dm", "rnnprop")
@@ -61,10 +61,10 @@ def build(config: Config = Config()) -> LearnedOptimizer:
         k_lstm, k_output, k_input = jax.random.split(key, 3)
         theta = {
             "lstm": lstm.init_stack(k_lstm, config.hidden if rnnprop else 2, config.hidden, config.layers),
-            "output": features.init_network(k_output, (config.hidden, 1)),
+            "output": network.init(k_output, (config.hidden, 1)),
         }
         if rnnprop:
-            theta["input"] = features.init_network(k_input, (2, config.hidden))
+            theta["input"] = network.init(k_input, (2, config.hidden))
         return theta
 
     def bind(theta: Theta, num_steps=None):

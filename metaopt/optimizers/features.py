@@ -1,26 +1,13 @@
-"""Features of one parameter tensor and the tiny network that reads them.
+"""Features that all parameters share: time, and the progress of the loss."""
 
-A channel is an array broadcastable to the tensor. Stacking the channels on a new
-last axis and multiplying by a matrix is bound by memory; here the channels stay
-apart and "sum_i w_ij * f_i" is left to the compiler, which fuses it into one loop
-over the tensor. What is the same for every parameter leaves that loop: the
-normaliser of a channel is a scalar folded into its weights, time features are
-folded into the first bias, and row and column channels are summed before they are
-broadcast.
-"""
-
-import functools
-import math
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import Key, Theta
-
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)
 FRACTIONS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
-UNROLL_UP_TO = 8  # hidden units; wider layers are matrix products
+NUM_LOSS_SCALES = 10
 
 
 def time_features(step: jax.Array) -> jax.Array:
@@ -33,115 +20,37 @@ def fraction_features(step: jax.Array, num_steps: jax.Array | int) -> jax.Array:
     return jnp.tanh(10.0 * (step / jnp.asarray(num_steps, jnp.float32) - jnp.array(FRACTIONS, jnp.float32)))
 
 
-def normalisers(channels: Sequence[jax.Array]) -> jax.Array:
-    """``rsqrt(1e-5 + mean(f^2))`` of each channel f over the tensor; (num_channels,).
+class Losses(NamedTuple):
+    """Running means of the training loss on ten time scales, and the lowest they have been."""
 
-    Broadcasting repeats every element equally often, so the mean over a row is the
-    mean over the tensor.
-    """
-    return jax.lax.rsqrt(1e-5 + jnp.stack([jnp.mean(f * f) for f in channels]))
-
-
-def init_network(key: Key, sizes: Sequence[int]) -> Theta:
-    """Dense layers ``{"w0": (in, out), "b0": (out,), ...}``.
-
-    Weights are normal, cut at two standard deviations of 1/sqrt(in); biases zero.
-    """
-    weights = {}
-    for layer, (num_in, num_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-        draw = jax.random.truncated_normal(jax.random.fold_in(key, layer), -2.0, 2.0, (num_in, num_out))
-        weights[f"w{layer}"] = draw / math.sqrt(num_in)
-        weights[f"b{layer}"] = jnp.zeros(num_out)
-    return weights
+    step: jax.Array  # () int32, losses seen
+    means: jax.Array  # (10,), biased towards their start at zero
+    lowest: jax.Array  # (10,)
 
 
-def apply_network(weights: Theta, channels: Sequence[jax.Array], shape: tuple[int, ...]) -> list[jax.Array]:
-    """Runs the network on every element of a tensor.
+def init_losses() -> Losses:
+    return Losses(jnp.zeros((), jnp.int32), jnp.zeros(NUM_LOSS_SCALES), jnp.full(NUM_LOSS_SCALES, 999999999999.0))
 
-    Args:
-      weights: as ``init_network`` returns; ``w0`` has a row for each channel.
-      channels: arrays broadcastable to ``shape``.
-      shape: of the tensor.
+
+def loss_features(losses: Losses, loss: jax.Array, longest: jax.Array | int) -> tuple[jax.Array, Losses]:
+    """Whether the loss falls: each running mean against the next slower one.
+
+        c_i = exp(-1 / tau_i),  tau from 10 to ``longest`` in equal ratios
+        mean <- c mean + (1 - c) min(loss, 2 |largest v|),   v = mean / (1 - c^n)
+        f_i = clip((v_i - lowest_i) / max(1e-8, v_{i+1} - lowest_i) - 1, -1, 1)
+
+    The cap is made of means that have seen one loss less than n, as in the reference.
+    A loss that is not finite is not entered: there, one of them would stay for ever.
 
     Returns:
-      One array of ``shape`` for each unit of the last layer.
+      (9,) features, zero for the first two losses, and the new losses.
     """
-    wide = weights["w0"].shape[1] > UNROLL_UP_TO
-    return list((_stacked if wide else _unrolled)(weights, list(channels), shape))
-
-
-def _stacked(weights: Theta, channels: list[jax.Array], shape: tuple[int, ...]) -> jax.Array:
-    """The network as matrix products, feature-major: (num_out, *shape)."""
-    rows = jnp.stack([jnp.broadcast_to(f, shape) for f in channels])
-    num_layers = len(weights) // 2
-    for layer in range(num_layers):
-        bias = weights[f"b{layer}"].reshape(-1, *[1] * len(shape))
-        rows = jnp.tensordot(weights[f"w{layer}"].T, rows, axes=1) + bias
-        rows = jax.nn.relu(rows) if layer < num_layers - 1 else rows
-    return rows
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _unrolled(weights: Theta, channels: list[jax.Array], shape: tuple[int, ...]) -> list[jax.Array]:
-    """The network as scalar arithmetic that fuses into one loop over the tensor."""
-    units, num_layers = channels, len(weights) // 2
-    for layer in range(num_layers):
-        columns, biases = _scalars(weights[f"w{layer}"].T), _scalars(weights[f"b{layer}"][None])[0]
-        units = [_weighted_sum(units, w, b) for w, b in zip(columns, biases, strict=True)]
-        units = [jax.nn.relu(u) for u in units] if layer < num_layers - 1 else units
-    return [jnp.broadcast_to(u, shape) for u in units]
-
-
-@_unrolled.defjvp
-def _differentiate_stacked(shape, primals, tangents):
-    # Each weight's derivative is a sum over the tensor: unrolled, that is hundreds of
-    # loops that each recompute the features, and a minute of compilation.
-    stacked = lambda weights, channels: list(_stacked(weights, channels, shape))
-    return jax.jvp(stacked, primals, tangents)
-
-
-def _scalars(matrix: jax.Array) -> list[list[jax.Array]]:
-    """The entries of a matrix, row by row."""
-    entries = [x.reshape(()) for x in jax.lax.split(matrix.ravel(), (1,) * matrix.size)]
-    num_columns = matrix.shape[1]
-    return [entries[i : i + num_columns] for i in range(0, matrix.size, num_columns)]
-
-
-def _weighted_sum(arrays: Sequence[jax.Array], weights: Sequence[jax.Array], bias: jax.Array) -> jax.Array:
-    """``bias + sum_i weights[i] * arrays[i]``, arrays of one shape added up first."""
-    sums: dict[tuple[int, ...], jax.Array] = {}
-    for w, f in zip(weights, arrays, strict=True):
-        sums[f.shape] = sums[f.shape] + w * f if f.shape in sums else w * f
-    return sum(sums.values(), start=bias)
-
-
-def learned_step(
-    weights: Theta,
-    channels: Sequence[jax.Array],
-    time: jax.Array,
-    shape,
-    step_multiplier: jax.Array | float,
-    exp_multiplier: float,
-) -> jax.Array:
-    """The update of one tensor by a per-parameter network with two outputs.
-
-        step = d * exp(a * exp_multiplier) * step_multiplier,  (d, a) = network(normalised channels, time)
-
-    Args:
-      weights: ``w0`` has a row for each channel, then one for each time feature.
-      channels: not yet normalised.
-      time: (num_time,) features shared by all parameters.
-      shape: of the tensor.
-      step_multiplier, exp_multiplier: constants of the family.
-
-    Returns:
-      The change to add to the parameters, of ``shape``.
-    """
-    per_channel, per_time = weights["w0"][: len(channels)], weights["w0"][len(channels) :]
-    folded = dict(
-        weights,
-        w0=per_channel * normalisers(channels)[:, None],
-        b0=weights["b0"] + time @ per_time,
-    )
-    direction, magnitude = apply_network(folded, channels, shape)
-    return -step_multiplier * direction * jnp.exp(exp_multiplier * magnitude)
+    c = jnp.exp(-1.0 / jnp.logspace(1.0, jnp.log10(jnp.asarray(longest, jnp.float32)), NUM_LOSS_SCALES))
+    num = losses.step + 1
+    largest = jnp.where(num == 1, loss, jnp.max(losses.means / (1.0 - c**num)))
+    means = c * losses.means + (1.0 - c) * jnp.minimum(2.0 * jnp.abs(largest), loss)
+    entered = Losses(num, means, jnp.minimum(losses.lowest, means / (1.0 - c**num)))
+    losses = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(loss), new, old), entered, losses)
+    v = losses.means / (1.0 - c ** jnp.maximum(losses.step, 1))
+    relative = (v[:-1] - losses.lowest[:-1]) / jnp.maximum(1e-8, v[1:] - losses.lowest[:-1])
+    return jnp.where(losses.step <= 2, 0.0, jnp.clip(relative - 1.0, -1.0, 1.0)), losses

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Key, LearnedOptimizer, Params, PyTree, Theta
-from metaopt.optimizers import coordinates, features, lstm, rule
+from metaopt.optimizers import coordinates, lstm, network, rule
 
 HEADS = ("p", "a", "b", "b1", "b2")
 NORMS = {
@@ -89,11 +89,11 @@ def build(config: Config = Config()) -> LearnedOptimizer:
     names = config.names
 
     def init(key: Key) -> Theta:
-        k_lstm, k_network = jax.random.split(key)
-        network = features.init_network(k_network, (config.hidden, config.hidden, len(names)))
-        # Heads of zero: the norms decide what meta-training begins from, p = a = 1 by default.
-        network["w1"] = jnp.zeros_like(network["w1"])
-        return {"lstm": lstm.init_stack(k_lstm, 2, config.hidden, config.layers), "network": network}
+        k_lstm, k_heads = jax.random.split(key)
+        heads = network.init(k_heads, (config.hidden, config.hidden, len(names)))
+        # Zero at first: the norms decide what meta-training begins from, p = a = 1 by default.
+        heads["w1"] = jnp.zeros_like(heads["w1"])
+        return {"lstm": lstm.init_stack(k_lstm, 2, config.hidden, config.layers), "heads": heads}
 
     def bind(theta: Theta, num_steps=None):
         del num_steps
@@ -114,7 +114,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
 
             def leaf(y, g, g_x, lead, rows):
                 rows = lstm.step_stack(theta["lstm"], jax.lax.stop_gradient(jnp.stack([g, y], axis=-1)), rows)
-                c = _coefficients(theta["network"], rows[-1].hidden, config)
+                c = _coefficients(theta["heads"], rows[-1].hidden, config)
                 x, s = y - lead, c.p * config.step_size
                 inside = y - s * g
                 if "b" in names:
@@ -136,9 +136,9 @@ def soft_threshold(x: jax.Array, threshold: jax.Array | float) -> jax.Array:
     return jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0.0)
 
 
-def _coefficients(network: Theta, hidden: jax.Array, config: Config) -> Coefficients:
+def _coefficients(heads: Theta, hidden: jax.Array, config: Config) -> Coefficients:
     """The learned coefficients of every coordinate, from (*shape, hidden)."""
-    outputs = jax.nn.relu(hidden @ network["w0"] + network["b0"]) @ network["w1"] + network["b1"]
+    outputs = jax.nn.relu(hidden @ heads["w0"] + heads["b0"]) @ heads["w1"] + heads["b1"]
     norm = NORMS[config.norm]
     shaped = {
         "p": lambda x: config.scale_p * norm(x),

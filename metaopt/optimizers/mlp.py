@@ -11,12 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import Key, LearnedOptimizer, Params, Theta
-from metaopt.optimizers import features, rule
-from metaopt.optimizers.accumulators import ema
+from metaopt.core import Key, LearnedOptimizer, Theta
+from metaopt.optimizers import channels, features, network, per_parameter, rule
+from metaopt.optimizers.accumulators import Decays, Moments, init_moments, map_tensors, update_moments
 
-MOMENTUM_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
-NUM_CHANNELS = 2 + len(MOMENTUM_DECAYS)
+DECAYS = Decays(momentum=(0.1, 0.5, 0.9, 0.99, 0.999, 0.9999), rms=(), factored=())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Config:
 
 class State(NamedTuple):
     step: jax.Array  # () int32
-    momentum: tuple[Params, ...]  # one tree per decay, float32
+    moments: Moments  # momenta only
 
 
 def build(config: Config = Config()) -> LearnedOptimizer:
@@ -49,30 +48,26 @@ def build(config: Config = Config()) -> LearnedOptimizer:
     """
 
     def init(key: Key) -> Theta:
-        num_in = NUM_CHANNELS + len(features.TIME_SCALES)
-        return {"network": features.init_network(key, (num_in, *[config.hidden] * config.layers, 2))}
+        num_in = 2 + len(DECAYS.momentum) + len(features.TIME_SCALES)
+        return {"network": network.init(key, (num_in, *[config.hidden] * config.layers, 2))}
 
     def bind(theta: Theta, num_steps=None):
         del num_steps
 
         def init_state(params):
-            zeros = lambda _: jax.tree.map(jnp.zeros_like, params)
-            return State(jnp.zeros((), jnp.int32), tuple(map(zeros, MOMENTUM_DECAYS)))
+            return State(jnp.zeros((), jnp.int32), init_moments(params, DECAYS))
 
         def update(grads, state, params, value):
             del value
-            momentum = tuple(
-                jax.tree.map(lambda m, g, b=b: ema(b, m, g), old, grads)
-                for b, old in zip(MOMENTUM_DECAYS, state.momentum, strict=True)
-            )
+            moments = update_moments(DECAYS, state.moments, grads)
             time = features.time_features(state.step)
+            step = lambda d, a: -config.step_multiplier * d * jnp.exp(config.exp_multiplier * a)
 
-            def leaf(p, g, *m):
-                return features.learned_step(
-                    theta["network"], [g, p, *m], time, p.shape, config.step_multiplier, config.exp_multiplier
-                )
+            def tensor(p, g, moments):
+                inputs = lambda x: [x.grad, x.param, *x.momentum]
+                return per_parameter.apply(theta["network"], inputs, channels.parts(p, g, moments), step, time)
 
-            return jax.tree.map(leaf, params, grads, *momentum), State(state.step + 1, momentum)
+            return map_tensors(tensor, moments, params, grads), State(state.step + 1, moments)
 
         return rule.transformation(init_state, update, name="mlp")
 

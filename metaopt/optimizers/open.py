@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Key, LearnedOptimizer, Params, PyTree, Theta
-from metaopt.optimizers import coordinates, features, gru, rule
+from metaopt.optimizers import coordinates, gru, network, rule
 from metaopt.optimizers.accumulators import ema
 
 MOMENTUM_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
@@ -84,7 +84,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
     def init(key: Key) -> Theta:
         k_gru, k_mlp = jax.random.split(key)
         norm = {f"{name}{i}": fill(config.width) for i in range(2) for name, fill in NORM.items()}
-        mlp = features.init_network(k_mlp, (config.hidden, config.width, config.width, 3))
+        mlp = network.init(k_mlp, (config.hidden, config.width, config.width, 3))
         return {"gru": gru.init(k_gru, NUM_INPUTS, config.hidden), "mlp": mlp | norm}
 
     def bind(theta: Theta, num_steps=None):
@@ -132,7 +132,7 @@ def _inputs(p: jax.Array, g: jax.Array, momentum: tuple[jax.Array, ...], places:
     """
     log_size = lambda x: jnp.log(jnp.abs(x) + SMALLEST)
     channels = [p, *map(jnp.sign, momentum), *map(log_size, momentum), jnp.sign(g), log_size(g)]
-    scaled = [f * scale for f, scale in zip(channels, features.normalisers(channels), strict=True)]
+    scaled = [f * jax.lax.rsqrt(1e-5 + jnp.mean(f * f)) for f in channels]
     return jnp.stack([*scaled, *(jnp.broadcast_to(x, p.shape) for x in places)], axis=-1)
 
 

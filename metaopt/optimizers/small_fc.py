@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Key, LearnedOptimizer, Theta
-from metaopt.optimizers import channels, features, rule
+from metaopt.optimizers import channels, features, network, per_parameter, rule
 from metaopt.optimizers.accumulators import Decays, Moments, init_moments, map_tensors, update_moments
 
 DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.999,), factored=(0.9, 0.99, 0.999))  # before they are learned
@@ -66,7 +66,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
         sizes = (channels.SMALL_FC + len(features.TIME_SCALES), config.hidden, config.hidden, 2)
         theta = {
             **{f"{name}_decays": jnp.zeros(len(b)) for name, b in DECAYS._asdict().items()},
-            "network": features.init_network(key, sizes),
+            "network": network.init(key, sizes),
         }
         if config.schedule:
             theta["schedule"] = jnp.zeros(len(features.TIME_SCALES) + len(features.FRACTIONS))
@@ -91,10 +91,9 @@ def build(config: Config = Config()) -> LearnedOptimizer:
 
             def tensor(p, g, moments):
                 unit = jnp.maximum(jnp.sqrt(jnp.mean(p * p)), SMALLEST_RMS) if config.relative else 1.0
-                inputs = channels.small_fc(p, g, moments)
-                return features.learned_step(
-                    theta["network"], inputs, time, p.shape, scale * unit, config.exp_multiplier
-                )
+                step = lambda d, a: -scale * unit * d * jnp.exp(config.exp_multiplier * a)
+                parts = channels.parts(p, g, moments)
+                return per_parameter.apply(theta["network"], channels.small_fc, parts, step, time)
 
             return map_tensors(tensor, moments, params, grads), State(state.step + 1, moments)
 

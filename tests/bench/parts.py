@@ -14,17 +14,16 @@ import time
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 
 NUM_MEMBERS, WINDOW, REPEATS = 64, 50, 15
 
 
 def main() -> None:
-    from metaopt.optimizers import features
+    from metaopt.optimizers import network, per_parameter
 
     # Each leaves out more than the one before.
-    no_normalisers = mock.patch.object(features, "normalisers", lambda channels: jnp.ones(len(channels)))
-    no_network = mock.patch.object(features, "apply_network", lambda weights, channels, shape: channels[:2])
+    no_normalisers = mock.patch.object(per_parameter, "mean_squares", lambda channels, axes: [1.0] * len(channels))
+    no_network = mock.patch.object(network, "apply", lambda weights, channels, shape: channels[:2])
     everything = contextlib.nullcontext()
     loops = {
         "small_fc": build("small_fc", {"hidden": 4}, [everything]),

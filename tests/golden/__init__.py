@@ -8,12 +8,16 @@ up to 1. ``python -m tests.golden FILE...`` prints them.
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.golden import estimators, per_parameter, rl_open
+from tests.golden import celo, estimators, mulo, per_parameter, rl_open, velo
 
 Case = tuple[str, float]
 REPLAYS: dict[str, Callable[[Path], list[Case]]] = {
     "velo_mlp_lopt": per_parameter.replay_mlp,
     "velo_adafac_mlp_lopt": per_parameter.replay_small_fc,
+    "velo_hyper_v2": velo.replay,
+    "celo": celo.replay_celo,
+    "celo2": celo.replay_celo2,
+    "mulo_adafac_mlp": mulo.replay,
     "rl_open": rl_open.replay,
     **estimators.REPLAYS,
 }

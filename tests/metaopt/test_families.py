@@ -8,7 +8,7 @@ import pytest
 
 from metaopt import optimizers
 from metaopt.errors import UserError
-from metaopt.optimizers import accumulators, features
+from metaopt.optimizers import accumulators, network, per_parameter
 
 PARAMS = {"w": jax.random.normal(jax.random.key(0), (5, 3)), "b": jnp.zeros(3)}
 GRADS = [jax.tree.map(lambda p, k=k: jax.random.normal(jax.random.key(k), p.shape), PARAMS) for k in range(4)]
@@ -125,14 +125,35 @@ def test_hand_schedule_needs_num_steps():
 
 
 def test_unrolled_and_stacked_networks_agree_and_so_do_their_derivatives():
-    weights = features.init_network(jax.random.key(1), (6, 4, 4, 2))
+    weights = network.init(jax.random.key(1), (6, 4, 4, 2))
     shape = (5, 3)
     channels = [jax.random.normal(jax.random.key(i), s) for i, s in enumerate([shape] * 3 + [(5, 1), (1, 3), shape])]
     total = lambda f: lambda w, c: sum(jnp.sum(out**2) for out in f(w, c, shape))
     for order in (lambda f: f, lambda f: jax.grad(f, argnums=(0, 1))):
-        ours = jax.jit(order(total(features._unrolled)))(weights, channels)
-        theirs = jax.jit(order(total(features._stacked)))(weights, channels)
+        ours = jax.jit(order(total(network._unrolled)))(weights, channels)
+        theirs = jax.jit(order(total(network._stacked)))(weights, channels)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (3, 3, 4, 6), (41,), (40, 1)])
+def test_a_tensor_in_pieces_gets_the_update_of_the_whole(monkeypatch, shape):
+    """So do derivatives, of one of them: they take long to compile."""
+    optimizer = optimizers.build("mlp", hidden=4)
+    theta = optimizer.init(jax.random.key(0))
+    params, grads = ({"x": jax.random.normal(jax.random.key(k), shape)} for k in (1, 2))
+
+    def update(theta):
+        tx = optimizer.bind(theta)
+        return tx.update(grads, tx.init(params), params)[0]["x"]
+
+    total = lambda theta: jnp.sum(update(theta) ** 2)
+    both = lambda theta: (update(theta), jax.grad(total)(theta) if shape == (7, 5) else ())
+    whole = jax.jit(lambda theta: both(theta))(theta)
+    monkeypatch.setattr(per_parameter, "LARGEST_ON_CPU", 12)  # leaves a rest in every shape
+    assert "scan" in str(jax.make_jaxpr(lambda theta: update(theta))(theta))
+    pieces = jax.jit(lambda theta: both(theta))(theta)
+    # Another order of summation.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-9), pieces, whole)
 
 
 def test_relative_steps_follow_the_scale_of_a_tensor():

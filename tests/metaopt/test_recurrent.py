@@ -91,8 +91,7 @@ smooth = lambda x: 0.5 * jnp.sum((MATRIX @ x - TARGET) ** 2)
 def constant_heads(optimizer, *values):
     """A theta whose heads are ``values`` whatever the LSTM remembers."""
     theta = optimizer.init(KEY)
-    network = theta["network"] | {"w1": jnp.zeros_like(theta["network"]["w1"]), "b1": jnp.array(values)}
-    return theta | {"network": network}
+    return theta | {"heads": theta["heads"] | {"w1": jnp.zeros((20, len(values))), "b1": jnp.array(values)}}
 
 
 def test_constant_coefficients_make_ista_and_fista():

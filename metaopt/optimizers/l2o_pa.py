@@ -80,7 +80,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
 
     At first x = y. A coefficient that is not among the heads is p = 1, a = 0, b = 1,
     b1 = 0, b2 = 0. Meta-gradients do not go through what the LSTM reads. Memory: one
-    float32 copy of the parameters and two for each unit. It does not read ``num_steps``.
+    float32 copy of the parameters and two for each unit of the LSTM. It does not read ``num_steps``.
 
     Raises:
       ValueError: from ``update``, with head b and without ``value_fn=``, a function of

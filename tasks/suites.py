@@ -7,6 +7,7 @@ from metaopt.errors import unknown
 from tasks.augment import Reparametrised
 from tasks.image_conv import ImageConv
 from tasks.image_mlp import ImageMLP
+from tasks.lasso import Lasso
 from tasks.quadratic import Quadratic
 
 ACTIVATIONS = ("relu", "tanh", "silu")
@@ -36,6 +37,11 @@ def quadratics() -> tuple[Task, ...]:
     return (Quadratic(dim=10, condition=100.0, noise=0.1),)
 
 
+def lasso() -> tuple[Task, ...]:
+    """Sparse regressions of 20 equations in 40 unknowns: for proximal methods."""
+    return (Lasso(),)
+
+
 def mnist_mlp() -> tuple[Task, ...]:
     """One network on MNIST with small batches, so that the learning rate has to fall: for schedules."""
     return (ImageMLP(("mnist5k",), side=14, width=64, depth=2, batch_size=16, name="mnist-14-mlp-64x2"),)
@@ -63,6 +69,7 @@ SUITES = {
     "digits": digits_only,
     "heldout-small": heldout_small,
     "images-small": images_small,
+    "lasso": lasso,
     "mnist-deep": mnist_deep,
     "mnist-mlp": mnist_mlp,
     "quadratics": quadratics,

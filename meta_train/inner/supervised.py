@@ -81,11 +81,12 @@ def build(optimizer: LearnedOptimizer, task: Task, config: Config) -> InnerProbl
 
     def step(theta, episode: Episode) -> tuple[Episode, jax.Array]:
         task_params, (params, state, expert_state) = episode.problem.task_params, episode.inner
-        loss, grads = jax.value_and_grad(task.loss, argnums=1)(task_params, params, _key(episode, TRAIN))
+        value_fn = lambda params: task.loss(task_params, params, _key(episode, TRAIN))
+        loss, grads = jax.value_and_grad(value_fn)(params)
         if config.first_order:
             grads = jax.lax.stop_gradient(grads)
         tx = optimizer.bind(theta, num_steps=episode.horizon)
-        updates, state = tx.update(grads, state, params, value=loss)
+        updates, state = tx.update(grads, state, params, value=loss, value_fn=value_fn)
         apart: Any = 0.0
         if expert:
             shown, expert_state = expert.update(grads, expert_state, params)

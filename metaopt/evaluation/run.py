@@ -44,8 +44,9 @@ def trainer(task: Task, make: Callable[[jax.Array], optax.GradientTransformation
         def step(carry, t):
             params, state = carry
             key = jax.random.fold_in(k_data, t)
-            value, grads = jax.value_and_grad(task.loss, argnums=1)(task_params, params, key)
-            updates, state = tx.update(grads, state, params, value=value)
+            value_fn = lambda params: task.loss(task_params, params, key)
+            value, grads = jax.value_and_grad(value_fn)(params)
+            updates, state = tx.update(grads, state, params, value=value, value_fn=value_fn)
             return (optax.apply_updates(params, updates), state), None
 
         def block(carry, first):

@@ -9,9 +9,19 @@ from typing import Any
 
 from metaopt.core import LearnedOptimizer
 from metaopt.errors import UserError, check_type, unknown
-from metaopt.optimizers import celo, celo2, hand, mlp, small_fc, velo
+from metaopt.optimizers import celo, celo2, coordinate_lstm, hand, l2o_pa, mlp, open, small_fc, velo
 
-FAMILIES = {"celo": celo, "celo2": celo2, "hand": hand, "mlp": mlp, "small_fc": small_fc, "velo": velo}
+FAMILIES = {
+    "celo": celo,
+    "celo2": celo2,
+    "coordinate_lstm": coordinate_lstm,
+    "hand": hand,
+    "l2o_pa": l2o_pa,
+    "mlp": mlp,
+    "open": open,
+    "small_fc": small_fc,
+    "velo": velo,
+}
 
 
 def build(family: str, **settings: Any) -> LearnedOptimizer:

@@ -52,3 +52,23 @@ def step(weights: Theta, x: jax.Array, state: LSTMState) -> LSTMState:
     i, g, f, o = jnp.split(gates, 4, axis=-1)
     cell = jax.nn.sigmoid(f + 1.0) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
     return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
+
+
+def init_stack(key: Key, num_in: int, hidden: int, layers: int) -> Theta:
+    """Weights ``{"layer0": ..., "layer1": ...}`` of cells that read one another's output."""
+    sizes = [num_in] + [hidden] * (layers - 1)
+    return {f"layer{i}": init(jax.random.fold_in(key, i), size, hidden) for i, size in enumerate(sizes)}
+
+
+def zeros_stack(shape: tuple[int, ...], hidden: int, layers: int) -> tuple[LSTMState, ...]:
+    """The states of all layers before the first step."""
+    return tuple(zeros(shape, hidden) for _ in range(layers))
+
+
+def step_stack(weights: Theta, x: jax.Array, states: tuple[LSTMState, ...]) -> tuple[LSTMState, ...]:
+    """One step of every layer; the output is ``hidden`` of the last."""
+    stepped = []
+    for i, state in enumerate(states):
+        stepped.append(step(weights[f"layer{i}"], x, state))
+        x = stepped[-1].hidden
+    return tuple(stepped)

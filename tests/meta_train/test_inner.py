@@ -9,6 +9,7 @@ import pytest
 from meta_train.inner import supervised
 from meta_train.inner.horizon import Horizon
 from metaopt import optimizers
+from metaopt.core import LearnedOptimizer
 from metaopt.errors import UserError
 from tasks.quadratic import Quadratic
 
@@ -79,6 +80,19 @@ def test_the_log_objective_is_the_log_of_the_linear_one():
         problem = supervised.build(optimizer, task, supervised.Config(Horizon(5, 5), objective=objective))
         losses.append(problem.step(theta, problem.reset(theta, jax.random.key(1), 0))[1])
     np.testing.assert_allclose(losses[1], jnp.log(losses[0] + supervised.LOG_FLOOR), rtol=1e-5)
+
+
+def test_the_optimizer_is_given_the_loss_it_has_the_gradient_of():
+    def update(grads, state, params, *, value, value_fn):
+        again, more = jax.value_and_grad(value_fn)(params)
+        return optax.tree.sub(more, grads), (again - value, jax.tree.map(jnp.subtract, more, grads))
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: (jnp.ones(()), params), update)
+    optimizer = LearnedOptimizer(lambda key: {}, lambda theta, num_steps: tx)
+    # Noise tells whether it is the same batch.
+    problem = supervised.build(optimizer, Quadratic(dim=3, noise=1.0), supervised.Config(Horizon(5, 5)))
+    episode, _ = problem.step({}, problem.reset({}, jax.random.key(1), 0))
+    assert all(np.all(x == 0.0) for x in jax.tree.leaves(episode.inner.state))
 
 
 @pytest.mark.parametrize("bad", [{"objective": "best"}, {"split": "test"}])

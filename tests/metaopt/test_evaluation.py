@@ -32,6 +32,18 @@ def test_a_run_is_the_plain_loop():
                 x = x - rate * quadric.hessian @ (x - quadric.optimum) / 3
 
 
+def test_an_optimizer_may_take_the_gradient_itself():
+    def update(grads, state, params, *, value, value_fn):
+        del grads, value
+        return jax.tree.map(lambda g: -0.1 * g, jax.grad(value_fn)(params)), state
+
+    twice = lambda rate: optax.GradientTransformationExtraArgs(lambda params: (), update)
+    keys = jax.random.split(jax.random.key(2), 1)
+    noisy = Quadratic(dim=3, noise=1.0)  # which tells whether it is the same batch
+    curves = [trainer(noisy, make, 4, 1)(jnp.full(1, 0.1), jax.random.key(3), keys) for make in (twice, optax.sgd)]
+    np.testing.assert_allclose(curves[0].valid, curves[1].valid, rtol=1e-6)
+
+
 def test_the_best_rate_is_chosen_on_tuning_seeds_and_divergence_loses():
     entrant = compare.Entrant("sgd", lambda rate, n: optax.sgd(rate), (1e-3, 1.0, 1e4))
     rows = list(compare.compare(TASK, [entrant], SETTINGS))

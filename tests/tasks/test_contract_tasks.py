@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import tasks
-from tasks import ImageConv, ImageMLP, Quadratic, Reparametrised
+from tasks import ImageConv, ImageMLP, Lasso, Quadratic, Reparametrised
 
 EXAMPLES = {
+    "lasso": Lasso(noise=0.1),
     "quadratic": Quadratic(dim=4, noise=0.1),
     "image_mlp": ImageMLP(
         width=12, depth=2, batch_size=16, min_width=4, min_depth=1, activations=("relu", "tanh"), init_spread=2.0

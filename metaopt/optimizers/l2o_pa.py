@@ -1,0 +1,150 @@
+"""l2o_pa: a proximal gradient step with momentum whose coefficients an LSTM chooses.
+
+A rule that converges to a fixed point on every convex problem must be a preconditioned
+proximal step with momentum and bias; only the coefficients of that form are learned.
+
+Source: Liu et al., "Towards constituting mathematical structures for learning to
+optimize", arXiv:2305.18577; xhchrn/MS4L2O, optimizers/coord_math_lstm.py. It passes b1 and
+b2 through the norm of b; here they stay as they are, which is what its settings ask for.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metaopt.core import Key, LearnedOptimizer, Params, PyTree, Theta
+from metaopt.optimizers import coordinates, lstm, network, rule
+
+HEADS = ("p", "a", "b", "b1", "b2")
+NORMS = {
+    "identity": lambda x: x,
+    "exp": jnp.exp,
+    "softplus": jax.nn.softplus,
+    "double_sigmoid": lambda x: 2.0 * jax.nn.sigmoid(x),  # zero gives one
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    heads: str = "p,a"  # coefficients that are learned, of p, a, b, b1, b2
+    norm: str = "double_sigmoid"  # of p, a and b: identity, exp, softplus or double_sigmoid
+    scale_p: float = 1.0
+    scale_a: float = 1.0
+    step_size: float = 0.9999  # s: just below 1 / L for a gradient with Lipschitz constant L
+    l1: float = 0.0  # rho: the optimizer minimises f + rho |.|_1 and is given gradients of f
+    hidden: int = 20  # units in each layer of the LSTM
+    layers: int = 2
+
+    def __post_init__(self):
+        unknown = [name for name in self.names if name not in HEADS]
+        if unknown or len(set(self.names)) < len(self.names):
+            raise ValueError(f"heads must be of {', '.join(HEADS)}, each at most once, got {self.heads!r}")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        if self.step_size <= 0 or self.l1 < 0:
+            raise ValueError(f"need step_size > 0 and l1 >= 0, got {self.step_size} and {self.l1}")
+        if self.hidden < 1 or self.layers < 1:
+            raise ValueError(f"hidden and layers must be at least 1, got {self.hidden} and {self.layers}")
+
+    @property
+    def names(self) -> list[str]:
+        return self.heads.split(",")
+
+
+class State(NamedTuple):
+    lead: Params  # y - x: how far the parameters are ahead of the last proximal step
+    rows: PyTree  # of each tensor the LSTMState of each layer, (*shape, hidden)
+
+
+class Coefficients(NamedTuple):
+    """Of one tensor; arrays of its shape, or the number that stands for a head not learned."""
+
+    p: jax.Array | float = 1.0
+    a: jax.Array | float = 0.0
+    b: jax.Array | float = 1.0
+    b1: jax.Array | float = 0.0
+    b2: jax.Array | float = 0.0
+
+
+def build(config: Config = Config()) -> LearnedOptimizer:
+    """Returns L2O-PA, or with other ``heads`` its ablations, for f + l1 |.|_1.
+
+    y are the parameters, x the last proximal step, s the step size, products by
+    coordinate, and the coefficients what the LSTM makes of (grad f(y), y),
+
+        yhat = y - p s grad f(y),   xhat = x - p s grad f(x)
+        x' = prox_{p s r}(b yhat + (1 - b) xhat + b1),   r = l1 |.|_1
+        y' = x' + a (x' - x) + b2
+
+    At first x = y. A coefficient that is not among the heads is p = 1, a = 0, b = 1,
+    b1 = 0, b2 = 0. Meta-gradients do not go through what the LSTM reads. Memory: one
+    float32 copy of the parameters and two for each unit of the LSTM. It does not read ``num_steps``.
+
+    Raises:
+      ValueError: from ``update``, with head b and without ``value_fn=``, a function of
+        the parameters with value f: it takes the gradient at x.
+    """
+    names = config.names
+
+    def init(key: Key) -> Theta:
+        k_lstm, k_heads = jax.random.split(key)
+        heads = network.init(k_heads, (config.hidden, config.hidden, len(names)))
+        # Zero at first: the norms decide what meta-training begins from, p = a = 1 by default.
+        heads["w1"] = jnp.zeros_like(heads["w1"])
+        return {"lstm": lstm.init_stack(k_lstm, 2, config.hidden, config.layers), "heads": heads}
+
+    def bind(theta: Theta, num_steps=None):
+        del num_steps
+
+        def init_state(params):
+            rows = jax.tree.map(lambda p: lstm.zeros_stack(p.shape, config.hidden, config.layers), params)
+            return State(jax.tree.map(jnp.zeros_like, params), rows)
+
+        def update(grads, state, params, value, value_fn):
+            del value
+            grads_x = grads
+            if "b" in names:
+                if value_fn is None:
+                    raise ValueError(
+                        "l2o_pa with head b takes a second gradient: call update(grads, state, params, value_fn=f)"
+                    )
+                grads_x = jax.grad(value_fn)(jax.tree.map(jnp.subtract, params, state.lead))
+
+            def leaf(y, g, g_x, lead, rows):
+                rows = lstm.step_stack(theta["lstm"], jax.lax.stop_gradient(jnp.stack([g, y], axis=-1)), rows)
+                c = _coefficients(theta["heads"], rows[-1].hidden, config)
+                x, s = y - lead, c.p * config.step_size
+                inside = y - s * g
+                if "b" in names:
+                    inside = c.b * inside + (1.0 - c.b) * (x - s * g_x)
+                x_new = soft_threshold(inside + c.b1, s * config.l1) if config.l1 else inside + c.b1
+                lead = c.a * (x_new - x) + c.b2
+                return x_new + lead - y, lead, rows
+
+            updates, lead, rows = coordinates.map_tensors(leaf, 3, params, grads, grads_x, state.lead, state.rows)
+            return updates, State(lead, rows)
+
+        return rule.transformation(init_state, update, name="l2o_pa", reads=("value_fn",))
+
+    return LearnedOptimizer(init, bind)
+
+
+def soft_threshold(x: jax.Array, threshold: jax.Array | float) -> jax.Array:
+    """``sign(x) max(|x| - threshold, 0)``, the proximal map of ``threshold |.|_1``."""
+    return jnp.sign(x) * jnp.maximum(jnp.abs(x) - threshold, 0.0)
+
+
+def _coefficients(heads: Theta, hidden: jax.Array, config: Config) -> Coefficients:
+    """The learned coefficients of every coordinate, from (*shape, hidden)."""
+    outputs = jax.nn.relu(hidden @ heads["w0"] + heads["b0"]) @ heads["w1"] + heads["b1"]
+    norm = NORMS[config.norm]
+    shaped = {
+        "p": lambda x: config.scale_p * norm(x),
+        "a": lambda x: config.scale_a * norm(x),
+        "b": norm,
+        "b1": NORMS["identity"],
+        "b2": NORMS["identity"],
+    }
+    return Coefficients(**{name: shaped[name](outputs[..., i]) for i, name in enumerate(config.names)})

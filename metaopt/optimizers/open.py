@@ -1,0 +1,208 @@
+"""open: a GRU and an MLP on every coordinate, made for reinforcement learning.
+
+It answers to what makes reinforcement learning hard for optimizers: it is told how far
+training is, how deep a layer lies and how active its neurons are, and it can explore by
+adding noise to its own steps.
+
+Source: Goldie et al., "Can learned optimization make reinforcement learning less
+difficult?", arXiv:2407.07082; AlexGoldie/rl-learned-optimization, rl_optimizer/network.py.
+There the progress is 0 / 0 where there is one update or one epoch; here it is 0.
+"""
+
+import dataclasses
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metaopt.core import Key, LearnedOptimizer, Params, PyTree, Theta
+from metaopt.optimizers import coordinates, gru, network, rule
+from metaopt.optimizers.accumulators import ema
+
+MOMENTUM_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
+NUM_INPUTS = 1 + 2 * (len(MOMENTUM_DECAYS) + 1) + 4
+SMALLEST = 1e-13  # added before a logarithm
+SMALLEST_ACTIVATION = 1e-11  # added to every activation, so that a layer may be silent
+LAYER_NORM_EPS = 1e-6
+NORM = {"scale": jnp.ones, "shift": jnp.zeros}  # of a normalised layer, and where they start
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    hidden: int = 8  # units of the GRU; the published larger optimizer has 16
+    width: int = 16  # units in both hidden layers of the MLP; in the larger one 32
+    step_multiplier: float = 1e-3  # scales the update
+    exp_multiplier: float = 1e-3  # range of the learned log step size
+    noise_multiplier: float = 1e-3  # scales the noise
+    noisy: str = "actor"  # noise goes to the parameters under this name; "" is all
+    # How many steps belong together, in PPO; num_steps is a multiple of their product.
+    num_minibatches: int = 1  # of an epoch
+    num_epochs: int = 1  # of an update of the policy
+
+    def __post_init__(self):
+        for name in ("hidden", "width", "num_minibatches", "num_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class State(NamedTuple):
+    step: jax.Array  # () int32
+    momentum: tuple[Params, ...]  # one tree per decay, float32
+    hidden: Params  # of the GRU, (*shape, hidden) for each tensor
+
+
+def build(config: Config = Config()) -> LearnedOptimizer:
+    """Returns the OPEN optimizer.
+
+    For each coordinate, with the inputs f of ``_inputs``, h the state of its GRU and z
+    standard normal,
+
+        h <- gru(f, h),   (d, a, e) = mlp(h)
+        u = step_multiplier d exp(exp_multiplier a) + noise_multiplier e z
+        p <- p - (u - mean of u over all parameters)
+
+    ``update`` takes, all optional,
+
+      activations: for each layer the (num_units,) mean of |output| over the batch, in a
+        tree like the parameters with an array in the place of each layer, e.g.
+        ``{"actor": {"Dense_0": a}}`` for ``{"actor": {"Dense_0": {"kernel": ..., "bias": ...}}}``.
+        Without it all neurons count as equally active.
+      key: decides z; without it there is no noise.
+      noise: z itself, a tree like the parameters, in the place of ``key``.
+
+    A layer is what lies under one name, with its place in the order of names in the
+    same network. The published optimizer has its gradients clipped to norm 0.5, actor
+    and critic apart. Memory: six float32 copies of the parameters and one for each unit
+    of the GRU. It does not read ``value``.
+
+    Raises:
+      ValueError: from ``bind``, without ``num_steps``; from ``update``, if the
+        activations do not fit the parameters.
+    """
+
+    def init(key: Key) -> Theta:
+        k_gru, k_mlp = jax.random.split(key)
+        norm = {f"{name}{i}": fill(config.width) for i in range(2) for name, fill in NORM.items()}
+        mlp = network.init(k_mlp, (config.hidden, config.width, config.width, 3))
+        return {"gru": gru.init(k_gru, NUM_INPUTS, config.hidden), "mlp": mlp | norm}
+
+    def bind(theta: Theta, num_steps=None):
+        if num_steps is None:
+            raise ValueError("open is told how far training is and needs its length: pass num_steps=")
+
+        def init_state(params):
+            return State(
+                jnp.zeros((), jnp.int32),
+                tuple(jax.tree.map(jnp.zeros_like, params) for _ in MOMENTUM_DECAYS),
+                jax.tree.map(lambda p: jnp.zeros((*p.shape, config.hidden)), params),
+            )
+
+        def update(grads, state, params, value, activations, key, noise):
+            del value
+            momentum = tuple(
+                jax.tree.map(lambda m, g, b=b: ema(b, m, g), old, grads)
+                for b, old in zip(MOMENTUM_DECAYS, state.momentum, strict=True)
+            )
+            training, batch = _progress(state.step, num_steps, config)
+
+            def leaf(p, g, depth, dormancy, z, hidden, *m):
+                hidden = gru.step(theta["gru"], _inputs(p, g, m, (training, depth, batch, dormancy)), hidden)
+                d, a, e = jnp.moveaxis(_mlp(theta["mlp"], hidden), -1, 0)
+                u = config.step_multiplier * d * jnp.exp(config.exp_multiplier * a)
+                return u + config.noise_multiplier * e * z, hidden
+
+            trees = (grads, _depths(params), _dormancies(activations, params), _noise(key, noise, params, config))
+            u, hidden = coordinates.map_tensors(leaf, 2, params, *trees, state.hidden, *momentum)
+            total = sum(map(jnp.sum, jax.tree.leaves(u)))
+            mean = total / max(1, sum(x.size for x in jax.tree.leaves(u)))
+            return jax.tree.map(lambda x: mean - x, u), State(state.step + 1, momentum, hidden)
+
+        return rule.transformation(init_state, update, name="open", reads=("activations", "key", "noise"))
+
+    return LearnedOptimizer(init, bind)
+
+
+def _inputs(p: jax.Array, g: jax.Array, momentum: tuple[jax.Array, ...], places: tuple) -> jax.Array:
+    """What the GRU reads, (*shape, 19).
+
+    p, the signs of the momenta, their log sizes, the sign and log size of the gradient,
+    each divided by its root mean square over the tensor; then, as they are, how far
+    training is, the depth of the layer, how far the batch is, the dormancy.
+    """
+    log_size = lambda x: jnp.log(jnp.abs(x) + SMALLEST)
+    channels = [p, *map(jnp.sign, momentum), *map(log_size, momentum), jnp.sign(g), log_size(g)]
+    scaled = [f * jax.lax.rsqrt(1e-5 + jnp.mean(f * f)) for f in channels]
+    return jnp.stack([*scaled, *(jnp.broadcast_to(x, p.shape) for x in places)], axis=-1)
+
+
+def _mlp(weights: Theta, x: jax.Array) -> jax.Array:
+    """Two hidden layers, each normalised before its ReLU; (..., 3)."""
+    for i in range(2):
+        x = x @ weights[f"w{i}"] + weights[f"b{i}"]
+        x = (x - jnp.mean(x, -1, keepdims=True)) * jax.lax.rsqrt(jnp.var(x, -1, keepdims=True) + LAYER_NORM_EPS)
+        x = jax.nn.relu(x * weights[f"scale{i}"] + weights[f"shift{i}"])
+    return x @ weights["w2"] + weights["b2"]
+
+
+def _progress(step: jax.Array, num_steps, config: Config) -> tuple[jax.Array, jax.Array]:
+    """() fractions of the updates of the policy, and of the epochs of this update, that are done."""
+    per_update = config.num_minibatches * config.num_epochs
+    update, epoch = step // per_update, step // config.num_minibatches % config.num_epochs
+    last = jnp.asarray(num_steps) // per_update - 1
+    return update / jnp.maximum(last, 1), epoch / max(config.num_epochs - 1, 1)
+
+
+def _depths(params: Params) -> PyTree:
+    """For each tensor the place of its layer: 0 for the first of its network, 1 for the last."""
+    paths = [_names(path) for path, _ in jax.tree.leaves_with_path(params)]
+    siblings: dict[tuple, list] = {}
+    for layer in sorted({path[:-1] for path in paths}, key=_natural):
+        siblings.setdefault(layer[:-1], []).append(layer)
+    place = lambda layer, layers: layers.index(layer) / max(len(layers) - 1, 1)
+    return jax.tree.structure(params).unflatten([place(path[:-1], siblings[path[:-2]]) for path in paths])
+
+
+def _names(path: tuple) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+
+
+def _natural(layer: tuple[str, ...]) -> list:
+    """Sorts Dense_2 before Dense_10."""
+    return [[int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)] for name in layer]
+
+
+def _dormancies(activations: PyTree | None, params: Params) -> PyTree:
+    """For each tensor the activity of each unit, on its last axis, relative to the mean of its layer."""
+    if activations is None:
+        return jax.tree.map(lambda p: 1.0, params)
+
+    def relative(layer):
+        a = jnp.asarray(layer, jnp.float32) + SMALLEST_ACTIVATION
+        return a / jnp.mean(a)
+
+    try:
+        dormancies = jax.tree.broadcast(jax.tree.map(relative, activations), params)
+    except ValueError as error:
+        raise ValueError(
+            f"open: activations are a tree like the parameters, one array for each layer: {error}"
+        ) from error
+    for (path, p), d in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(dormancies), strict=True):
+        if d.shape != p.shape[-1:]:
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"open: activations of the layer of params{name} {p.shape} have shape {d.shape}")
+    return dormancies
+
+
+def _noise(key: Key | None, noise: PyTree | None, params: Params, config: Config) -> PyTree:
+    """The noise of each tensor; zero for those that are to have none."""
+    leaves = jax.tree.leaves_with_path(params)
+    structure = jax.tree.structure(params)
+    if noise is not None:
+        draws = structure.flatten_up_to(noise)
+    elif key is not None:
+        draws = [jax.random.normal(jax.random.fold_in(key, i), p.shape) for i, (_, p) in enumerate(leaves)]
+    else:
+        draws = [0.0] * len(leaves)
+    noisy = lambda path: not config.noisy or config.noisy in _names(path)
+    return structure.unflatten([z if noisy(path) else 0.0 for (path, _), z in zip(leaves, draws, strict=True)])

@@ -1,0 +1,98 @@
+"""Sparse regression, the LASSO: convex, with a kink, and as hard as its matrix."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Regression(NamedTuple):
+    """One sparse regression.
+
+    Attributes:
+      matrix: (rows, columns), of spectral norm 1, up to a part in a thousand below it.
+      target: (rows,).
+    """
+
+    matrix: jax.Array
+    target: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Lasso:
+    """Minimise ``F(x) = 0.5 |M x - t|^2 + l1 |x|_1`` where t = M x_true and x_true is sparse.
+
+    The published problem has a Gaussian W with unit columns, ``0.5 |W z - W z_true|^2 +
+    l1 |z|_1``, and a step size s / L that goes by its L = |W|^2. Here x = L z, M = W / |W|
+    and F is L times as large, so that the step size is s and l1 the same for all of them,
+    and a proximal gradient method takes the same steps.
+
+    "train" is the smooth part of F alone, for an optimizer that has the rest of it in a
+    proximal step; the other splits are F.
+
+    Attributes:
+      rows, columns: of the matrix.
+      nonzeros: entries of z_true that are not zero; they are standard normal.
+      l1: weight of the kink.
+      noise: standard deviation of the gradient noise, per coordinate and step; F is free of it.
+
+    Source: Liu et al., arXiv:2305.18577, section 5; xhchrn/MS4L2O, optimizees/lasso.py.
+    """
+
+    rows: int = 20
+    columns: int = 40
+    nonzeros: int = 5
+    l1: float = 0.1
+    noise: float = 0.0
+    name: str = "lasso"
+
+    def __post_init__(self):
+        if self.rows < 1 or not 1 <= self.nonzeros <= self.columns:
+            raise ValueError(f"need rows >= 1 and 1 <= nonzeros <= columns, got {self}")
+        if self.l1 < 0 or self.noise < 0:
+            raise ValueError(f"need l1 >= 0 and noise >= 0, got {self}")
+
+    def traits(self) -> dict:
+        architecture = {"rows": [self.rows] * 2, "columns": [self.columns] * 2}
+        return {"family": "lasso", "datasets": [], "architecture": architecture}
+
+    def sample(self, key) -> Regression:
+        k_matrix, k_values, k_places = jax.random.split(key, 3)
+        matrix = jax.random.normal(k_matrix, (self.rows, self.columns))
+        matrix = matrix / jnp.linalg.norm(matrix, axis=0)
+        norm = jnp.sqrt(largest_eigenvalue(matrix @ matrix.T))
+        nonzero = jax.random.permutation(k_places, self.columns) < self.nonzeros
+        truth = jnp.where(nonzero, jax.random.normal(k_values, (self.columns,)), 0.0) * norm**2
+        return Regression(matrix / norm, matrix @ truth / norm)
+
+    def init(self, task_params: Regression, key):
+        del task_params
+        return {"x": jax.random.normal(key, (self.columns,))}
+
+    def loss(self, task_params: Regression, params, key, split: str = "train"):
+        residual = task_params.matrix @ params["x"] - task_params.target
+        smooth = 0.5 * residual @ residual
+        if split != "train":
+            return smooth + self.l1 * jnp.sum(jnp.abs(params["x"]))
+        return smooth + self.noise * jax.random.normal(key, params["x"].shape) @ params["x"] if self.noise else smooth
+
+    def evaluate(self, task_params: Regression, params, split: str):
+        del split  # one function, without noise
+        return {"loss": self.loss(task_params, params, jax.random.key(0), "valid")}
+
+
+def largest_eigenvalue(gram: jax.Array) -> jax.Array:
+    """An upper bound of the largest eigenvalue of a positive matrix, too large by dim^(1/4096) at most.
+
+        trace(G^p)^(1/p),   p = 2^12, by squaring
+
+    Matrix products alone: a singular value decomposition inside a meta-training step is
+    a call out of the compiled program.
+    """
+    log_value = jnp.zeros(())
+    for k in range(12):
+        size = jnp.trace(gram)  # divided out, for G^p itself overflows
+        log_value += jnp.log(size) / 2**k
+        gram = (gram / size) @ (gram / size)
+    return jnp.exp(log_value + jnp.log(jnp.trace(gram)) / 2**12)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
 PyTree: TypeAlias = Any
@@ -37,7 +38,8 @@ class Task(Protocol):
     """A distribution of problems; every method is pure and vmappable.
 
     A task of classification may also have ``outputs``, called like ``loss``: the
-    (num, classes) logits of the same batch.
+    (num, classes) logits of the same batch. One in muP may have ``multipliers``,
+    ``task_params -> tree like the parameters``, what every update is multiplied by, or None.
     """
 
     @property
@@ -65,6 +67,12 @@ class Task(Protocol):
     def evaluate(self, task_params: PyTree, params: Params, split: str) -> dict[str, jax.Array]:
         """Measures on a fixed set of examples of ``split``; always holds "loss" ()."""
         ...
+
+
+def scaled_updates(task: Task, task_params: PyTree, updates: PyTree) -> PyTree:
+    """Updates times the task's ``multipliers``, where it has them."""
+    multipliers = getattr(task, "multipliers", lambda task_params: None)(task_params)
+    return updates if multipliers is None else jax.tree.map(jnp.multiply, updates, multipliers)
 
 
 class Episode(NamedTuple):

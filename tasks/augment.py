@@ -44,6 +44,9 @@ class Reparametrised:
     def init(self, task_params: Scaled, key):
         return jax.tree.map(jnp.divide, self.task.init(task_params.task_params, key), task_params.scales)
 
+    def multipliers(self, task_params: Scaled):
+        return getattr(self.task, "multipliers", lambda task_params: None)(task_params.task_params)
+
     def loss(self, task_params: Scaled, params, key, split: str = "train"):
         return self.task.loss(task_params.task_params, self._natural(task_params, params), key, split)
 

@@ -45,6 +45,8 @@ class ImageMLP:
       input_spread: the same for the inputs.
       min_train: training examples there are, log-uniform from this to all of them; 0
         is no range. Few of them are soon learned by heart.
+      mup: the network in muP: the last layer starts at zero and is divided by its fan-in,
+        and so are the updates of the hidden layers, whatever makes them.
     """
 
     datasets: tuple[str, ...] = ("digits",)
@@ -58,6 +60,7 @@ class ImageMLP:
     init_spread: float = 1.0
     input_spread: float = 1.0
     min_train: int = 0
+    mup: bool = False
     name: str = "image-mlp"
 
     @property
@@ -106,9 +109,19 @@ class ImageMLP:
         for layer, (num_in, num_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
             fan_in = num_in if layer == 0 else num_units
             draw = jax.random.normal(jax.random.fold_in(key, layer), (num_in, num_out))
+            draw = 0.0 * draw if self.mup and layer == self.depth else draw
             params[f"w{layer}"] = draw * jax.lax.rsqrt(fan_in * 1.0) * task_params.init_scale[layer]
             params[f"b{layer}"] = jnp.zeros(num_out)
         return params
+
+    def multipliers(self, task_params: Sampled):
+        """In muP what updates are multiplied by: 1 / fan_in for hidden layers, else 1."""
+        if not self.mup:
+            return None
+        shrinks = 1.0 / jnp.sum(task_params.unit_mask)
+        names = {f"{kind}{layer}": (kind, layer) for layer in range(self.depth + 1) for kind in "wb"}
+        is_hidden = lambda kind, layer: kind == "w" and 0 < layer < self.depth
+        return {name: shrinks if is_hidden(*entry) else 1.0 for name, entry in names.items()}
 
     def logits(self, task_params: Sampled, params, inputs):
         """(num, pixels) -> (num, 10)."""
@@ -120,7 +133,8 @@ class ImageMLP:
             if self.min_depth and layer > 0:  # a layer that does not exist is passed by
                 new = jnp.where(task_params.layer_mask[layer] > 0, new, hidden)
             hidden = new
-        return hidden @ params[f"w{self.depth}"] + params[f"b{self.depth}"]
+        outputs = hidden @ params[f"w{self.depth}"] + params[f"b{self.depth}"]
+        return outputs / jnp.sum(task_params.unit_mask) if self.mup else outputs
 
     def _activate(self, task_params: Sampled, x):
         functions = [ACTIVATIONS[name] for name in self.activations]

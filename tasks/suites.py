@@ -32,6 +32,11 @@ def digits_only() -> tuple[Task, ...]:
     return (ImageMLP(name="digits-mlp"),)
 
 
+def digits_mup() -> tuple[Task, ...]:
+    """One network in muP at two widths, for muLO."""
+    return tuple(ImageMLP(width=width, depth=3, mup=True, name=f"digits-mup-{width}") for width in (16, 64))
+
+
 def quadratics() -> tuple[Task, ...]:
     """Noisy quadratics in ten dimensions: seconds to meta-train on."""
     return (Quadratic(dim=10, condition=100.0, noise=0.1),)
@@ -67,6 +72,7 @@ def heldout_small() -> tuple[Task, ...]:
 
 SUITES = {
     "digits": digits_only,
+    "digits-mup": digits_mup,
     "heldout-small": heldout_small,
     "images-small": images_small,
     "lasso": lasso,

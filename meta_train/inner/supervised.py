@@ -10,7 +10,7 @@ import optax
 from meta_train.inner import forcing
 from meta_train.inner.forcing import Expert
 from meta_train.inner.horizon import Horizon
-from metaopt.core import Episode, InnerProblem, LearnedOptimizer, Learner, Params, PyTree, Task
+from metaopt.core import Episode, InnerProblem, LearnedOptimizer, Learner, Params, PyTree, Task, scaled_updates
 from metaopt.errors import UserError
 
 LOG_FLOOR = 1e-2  # relative losses below this count as equal: noise of a batch near zero
@@ -87,6 +87,7 @@ def build(optimizer: LearnedOptimizer, task: Task, config: Config) -> InnerProbl
             grads = jax.lax.stop_gradient(grads)
         tx = optimizer.bind(theta, num_steps=episode.horizon)
         updates, state = tx.update(grads, state, params, value=loss, value_fn=value_fn)
+        updates = scaled_updates(task, task_params, updates)
         apart: Any = 0.0
         if expert:
             shown, expert_state = expert.update(grads, expert_state, params)

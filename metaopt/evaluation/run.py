@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.core import Key, Task
+from metaopt.core import Key, Task, scaled_updates
 
 
 class Curves(NamedTuple):
@@ -47,6 +47,7 @@ def trainer(task: Task, make: Callable[[jax.Array], optax.GradientTransformation
             value_fn = lambda params: task.loss(task_params, params, key)
             value, grads = jax.value_and_grad(value_fn)(params)
             updates, state = tx.update(grads, state, params, value=value, value_fn=value_fn)
+            updates = scaled_updates(task, task_params, updates)
             return (optax.apply_updates(params, updates), state), None
 
         def block(carry, first):

@@ -29,7 +29,9 @@ class Losses(NamedTuple):
 
 
 def init_losses() -> Losses:
-    return Losses(jnp.zeros((), jnp.int32), jnp.zeros(NUM_LOSS_SCALES), jnp.full(NUM_LOSS_SCALES, 999999999999.0))
+    return Losses(
+        jnp.zeros((), jnp.int32), jnp.zeros(NUM_LOSS_SCALES), jnp.full(NUM_LOSS_SCALES, 999999999999.0, jnp.float32)
+    )
 
 
 def loss_features(losses: Losses, loss: jax.Array, longest: jax.Array | int) -> tuple[jax.Array, Losses]:

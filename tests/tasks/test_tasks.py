@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metaopt import mup
+from metaopt.core import scaled_updates
 from tasks import ImageMLP, Quadratic, Reparametrised
 from tasks.image_mlp import Sampled
 
@@ -88,3 +90,30 @@ def test_one_row_of_a_fixed_network_by_hand():
 def test_impossible_quadratics_are_refused(bad):
     with pytest.raises(ValueError, match="need dim >= 1"):
         Quadratic(**bad)
+
+
+def test_a_network_in_mup_is_what_is_inferred_from_its_shapes():
+    task, narrow = (ImageMLP(width=width, depth=3, mup=True) for width in (32, 16))
+    problem = task.sample(jax.random.key(0))
+    shapes = [jax.eval_shape(t.init, t.sample(jax.random.key(0)), jax.random.key(1)) for t in (task, narrow)]
+    tensors = mup.infer(*shapes)
+    assert jax.tree.map(float, task.multipliers(problem)) == tensors.multiplier
+    assert tensors.forward["w3"] == 1 / 32
+    params = task.init(problem, jax.random.key(1))
+    assert not np.any(params["w3"]) and 0.9 < np.std(params["w1"]) * 32**0.5 < 1.1
+    plain, inputs = ImageMLP(width=32, depth=3), jax.random.normal(jax.random.key(2), (5, 64))
+    params["w3"] = params["w1"][:, :10]
+    expected = plain.logits(problem, params, inputs) / 32
+    np.testing.assert_allclose(task.logits(problem, params, inputs), expected, rtol=1e-6)
+
+
+def test_updates_are_multiplied_where_the_task_says_so():
+    tasks = [ImageMLP(width=16, depth=2, mup=True), Reparametrised(ImageMLP(width=16, depth=2, mup=True), 1.0)]
+    for task in tasks:
+        problem = task.sample(jax.random.key(0))
+        updates = jax.tree.map(jnp.ones_like, task.init(problem, jax.random.key(1)))
+        scaled = scaled_updates(task, problem, updates)
+        assert {name: float(u.ravel()[0]) for name, u in scaled.items()} == {
+            "w0": 1.0, "b0": 1.0, "w1": 1 / 16, "b1": 1.0, "w2": 1.0, "b2": 1.0
+        }  # fmt: skip
+    assert scaled_updates(ImageMLP(), None, {"w0": 2.0}) == {"w0": 2.0}

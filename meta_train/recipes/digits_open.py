@@ -1,0 +1,17 @@
+"""A minute or two on two cores: OPEN on one digits network, to see that it learns.
+
+Expected: the meta-loss falls from FIRST to LAST, with estimator=pes to LASTPES.
+"""
+
+from meta_train.recipe import Recipe
+
+recipe = Recipe(
+    suite="digits",
+    optimizer="open",
+    settings={"noisy": "none"},
+    outer_steps=300,
+    longest=300,
+    learning_rate=3e-3,
+    warmup=20,
+    save_every=100,
+)

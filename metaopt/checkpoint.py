@@ -45,13 +45,17 @@ def list_pretrained() -> list[str]:
     return sorted({m.parent.name for folder in folders() for m in folder.glob(f"*/{MANIFEST}")})
 
 
-def load(name: str | Path, num_steps: int | jax.Array | None = None) -> optax.GradientTransformationExtraArgs:
+def load(
+    name: str | Path, num_steps: int | jax.Array | None = None, **settings: Any
+) -> optax.GradientTransformationExtraArgs:
     """Loads a pretrained learned optimizer as an Optax optimizer.
 
     Args:
       name: one of ``list_pretrained()``, or the path of a checkpoint folder.
       num_steps: how many steps will be trained; needed by families that look at the
         fraction of training done.
+      settings: of the family, in the place of the manifest's, e.g. ``learning_rate`` of
+        celo2. Those that decide the shapes of theta have to stay.
 
     Returns:
       A transformation; call ``update(grads, state, params, value=loss)``.
@@ -60,19 +64,21 @@ def load(name: str | Path, num_steps: int | jax.Array | None = None) -> optax.Gr
       UserError: if there is no such checkpoint, or it is damaged or of another format.
       ValueError: if the family needs ``num_steps``.
     """
-    found = read(name)
+    found = read(name, **settings)
     return found.optimizer.bind(found.theta, num_steps=num_steps)
 
 
-def read(name: str | Path) -> Checkpoint:
+def read(name: str | Path, **settings: Any) -> Checkpoint:
     """Reads and verifies a checkpoint: format version, sha256, names, shapes, dtypes.
+
+    ``settings`` as for ``load``.
 
     Raises:
       UserError: naming what is wrong with it.
     """
     folder = find(name)
     manifest = read_manifest(folder)
-    optimizer = optimizers.build(manifest["family"], **manifest["config"])
+    optimizer = optimizers.build(manifest["family"], **manifest["config"] | settings)
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"{folder}: {WEIGHTS} is missing")

@@ -52,6 +52,17 @@ def test_loads_as_the_bound_optimizer(folder):
     np.testing.assert_array_equal(ours["w"], theirs["w"])
 
 
+def test_settings_may_be_replaced_but_not_the_shape_of_theta(folder):
+    params, grads = {"w": jnp.ones((4, 3))}, {"w": jnp.full((4, 3), 0.1)}
+    first = lambda tx: jax.jit(tx.update)(grads, tx.init(params), params)[0]["w"]
+    larger = metaopt.load("mine", num_steps=20, step_multiplier=2e-3)
+    np.testing.assert_allclose(first(larger), 2 * first(metaopt.load("mine", num_steps=20)), rtol=1e-6)
+    with pytest.raises(UserError, match=r"'network.b0' should be float32\[4\], is float32\[8\]"):
+        metaopt.load("mine", num_steps=20, hidden=4)
+    with pytest.raises(UserError, match="did you mean 'step_multiplier'"):
+        metaopt.load("mine", num_steps=20, step_multiplyer=1.0)
+
+
 def test_can_be_loaded_inside_inject_hyperparams_and_a_train_state(folder):
     make = lambda num_steps, scale: optax.chain(metaopt.load("mine", num_steps=num_steps), optax.scale(scale))
     tx = optax.inject_hyperparams(make)(num_steps=20, scale=2.0)  # num_steps becomes an array

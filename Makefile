@@ -9,6 +9,9 @@ STAMP := .venv/.installed
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 
+# Two processes: most of the time is compiling, which takes one core.
+PYTEST ?= -n 2 --dist loadfile
+
 .PHONY: demo test lint bench wheel
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -4,6 +4,7 @@ tx = metaopt.load("small-fc-images", num_steps=10_000)
 updates, state = tx.update(grads, state, params, value=loss)
 """
 
+from metaopt import mup
 from metaopt.checkpoint import list_pretrained, load, save
 from metaopt.compose import compose
 from metaopt.errors import UserError
@@ -11,4 +12,4 @@ from metaopt.optimizers import FAMILIES, build
 from metaopt.sharding import state_sharding
 
 __version__ = "0.1.0"
-__all__ = ["FAMILIES", "UserError", "build", "compose", "list_pretrained", "load", "save", "state_sharding"]
+__all__ = ["FAMILIES", "UserError", "build", "compose", "list_pretrained", "load", "mup", "save", "state_sharding"]

@@ -6,15 +6,21 @@ import numpy as np
 
 from metaopt import optimizers
 from metaopt.importers import velo
+from metaopt.importers.found import Found
 from tests.golden.per_parameter import replay_scenarios
 
 
 def replay(path) -> list[tuple[str, float]]:
-    """The variant of a file in every scenario, imported as its weights would be."""
+    """The variant of a file in every scenario."""
     data = np.load(path)
     (variant,) = {name.split("/")[0] for name in data.files} - {"in"}
-    prefix, bugged = f"{variant}/theta/", variant == "bugged"
-    arrays = {name.removeprefix(prefix).replace("|", "/"): data[name] for name in data.files if prefix in name}
-    found = velo.convert(arrays, bugged_loss_features=bugged, bugged_lstm_state=bugged)
+    found = imported(data, variant)
     optimizer, theta = optimizers.build(found.family, **found.config), jax.tree.map(jnp.asarray, found.theta)
     return replay_scenarios(data, variant, optimizer, theta)
+
+
+def imported(data, variant: str) -> Found:
+    """The weights of a variant, converted as those of a released file."""
+    prefix, bugged = f"{variant}/theta/", variant == "bugged"
+    arrays = {name.removeprefix(prefix).replace("|", "/"): data[name] for name in data.files if prefix in name}
+    return velo.convert(arrays, bugged_loss_features=bugged, bugged_lstm_state=bugged)

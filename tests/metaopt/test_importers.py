@@ -149,7 +149,7 @@ def test_velo_and_its_flags():
     assert (found.family, found.config) == ("velo", {"hidden": 16, "bank": 8, **FLAGS})
     same(found.theta["bank"]["w0"][:, 3:6], raw["ff_mod_stack/~/w0__3"])
     with np.load(sample("velo_hyper_v2.npz")) as data:  # whose replay is in tests/golden
-        same(found.theta, velo.read_theta(lambda name: data[f"fixed/theta/{name.replace('.', '|')}"]))
+        same(found.theta, velo.imported(data, "fixed").theta)
 
 
 def test_velo_takes_its_flags_from_gin(tmp_path):

@@ -8,8 +8,7 @@ from meta_train.recipe import Recipe
 recipe = Recipe(
     suite="digits",
     optimizer="open",
-    settings={"noisy": "none"},
-    outer_steps=300,
+    outer_steps=100,
     longest=300,
     learning_rate=3e-3,
     warmup=20,

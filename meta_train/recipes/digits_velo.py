@@ -8,10 +8,11 @@ from meta_train.recipe import Recipe
 recipe = Recipe(
     suite="digits",
     optimizer="velo",
-    settings={"hidden": 16, "bank": 8, "step_multiplier": 1e-2},
-    outer_steps=300,
+    settings={"hidden": 16, "bank": 8, "step_multiplier": 3e-3},
+    sigma=0.03,
+    outer_steps=100,
     longest=300,
-    learning_rate=3e-3,
+    learning_rate=1e-2,
     warmup=20,
     save_every=100,
 )

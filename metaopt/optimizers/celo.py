@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.core import Key, LearnedOptimizer, Theta
-from metaopt.optimizers import channels, features, network, per_parameter, recurrent, rule
-from metaopt.optimizers.accumulators import Moments, init_moments, map_tensors, update_moments
-from metaopt.optimizers.features import FRACTIONS, NUM_LOSS_SCALES
-from metaopt.optimizers.lstm import LSTMState
+from metaopt.optimizers.parts import channels, features, network, per_parameter, recurrent, rule
+from metaopt.optimizers.parts.features import FRACTIONS, NUM_LOSS_SCALES
+from metaopt.optimizers.parts.lstm import LSTMState
+from metaopt.optimizers.parts.moments import Moments, init_moments, map_tensors, update_moments
 from metaopt.optimizers.velo import DECAYS, SIZES, clean
 
 RULES = ("mlp", "adam")

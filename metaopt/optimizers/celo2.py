@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.core import Key, LearnedOptimizer, Theta
-from metaopt.optimizers import channels, network, per_parameter, rule
-from metaopt.optimizers.accumulators import Decays, Moments, init_moments, map_tensors, update_moments
+from metaopt.optimizers.parts import channels, network, per_parameter, rule
+from metaopt.optimizers.parts.moments import Decays, Moments, init_moments, map_tensors, update_moments
 from metaopt.optimizers.velo import clean
 
 DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.95,), factored=(0.9, 0.99, 0.999))

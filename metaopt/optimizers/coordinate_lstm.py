@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Key, LearnedOptimizer, Params, PyTree, Theta
-from metaopt.optimizers import coordinates, lstm, network, rule
-from metaopt.optimizers.accumulators import ema
+from metaopt.optimizers.parts import coordinates, lstm, network, rule
+from metaopt.optimizers.parts.accumulators import ema
 
 RULES = ("l2o_dm", "rnnprop")
 LOG_RANGE = 10.0  # l2o_dm: gradients above exp(-10) are seen on a log scale

@@ -15,7 +15,7 @@ import optax
 
 from metaopt.core import Key, LearnedOptimizer, Theta
 from metaopt.errors import unknown
-from metaopt.optimizers import rule
+from metaopt.optimizers.parts import rule
 
 RULES = ("sgd", "momentum", "adam", "adamw")
 

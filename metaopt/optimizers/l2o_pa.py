@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Key, LearnedOptimizer, Params, PyTree, Theta
-from metaopt.optimizers import coordinates, lstm, network, rule
+from metaopt.optimizers.parts import coordinates, lstm, network, rule
 
 HEADS = ("p", "a", "b", "b1", "b2")
 NORMS = {

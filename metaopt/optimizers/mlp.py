@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Key, LearnedOptimizer, Theta
-from metaopt.optimizers import channels, features, network, per_parameter, rule
-from metaopt.optimizers.accumulators import Decays, Moments, init_moments, map_tensors, update_moments
+from metaopt.optimizers.parts import channels, features, network, per_parameter, rule
+from metaopt.optimizers.parts.moments import Decays, Moments, init_moments, map_tensors, update_moments
 
 DECAYS = Decays(momentum=(0.1, 0.5, 0.9, 0.99, 0.999, 0.9999), rms=(), factored=())
 

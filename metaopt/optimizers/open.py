@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Key, LearnedOptimizer, Params, PyTree, Theta
-from metaopt.optimizers import coordinates, gru, network, rule
-from metaopt.optimizers.accumulators import ema
+from metaopt.optimizers.parts import coordinates, gru, network, rule
+from metaopt.optimizers.parts.accumulators import ema
 
 MOMENTUM_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 NUM_INPUTS = 1 + 2 * (len(MOMENTUM_DECAYS) + 1) + 4

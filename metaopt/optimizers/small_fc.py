@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Key, LearnedOptimizer, Theta
-from metaopt.optimizers import channels, features, network, per_parameter, rule
-from metaopt.optimizers.accumulators import Decays, Moments, init_moments, map_tensors, update_moments
+from metaopt.optimizers.parts import channels, features, network, per_parameter, rule
+from metaopt.optimizers.parts.moments import Decays, Moments, init_moments, map_tensors, update_moments
 
 DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.999,), factored=(0.9, 0.99, 0.999))  # before they are learned
 SMALLEST_RMS = 0.03  # relative steps treat smaller tensors, e.g. zero biases, as this large

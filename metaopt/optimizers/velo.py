@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Key, LearnedOptimizer, Theta
-from metaopt.optimizers import channels, features, network, per_parameter, pieces, recurrent, rule
-from metaopt.optimizers.accumulators import Decays, Moments, init_moments, map_tensors, update_moments
-from metaopt.optimizers.features import FRACTIONS, NUM_LOSS_SCALES
-from metaopt.optimizers.lstm import LSTMState
+from metaopt.optimizers.parts import channels, features, network, per_parameter, pieces, recurrent, rule
+from metaopt.optimizers.parts.features import FRACTIONS, NUM_LOSS_SCALES
+from metaopt.optimizers.parts.lstm import LSTMState
+from metaopt.optimizers.parts.moments import Decays, Moments, init_moments, map_tensors, update_moments
 
 DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.999,), factored=(0.9, 0.99, 0.999))
 SIZES = (channels.VELO, 4, 4, 2)  # of the per-parameter network

@@ -19,7 +19,7 @@ NUM_MEMBERS, WINDOW, REPEATS = 64, 50, 15
 
 
 def main() -> None:
-    from metaopt.optimizers import network, per_parameter
+    from metaopt.optimizers.parts import network, per_parameter
 
     # Each leaves out more than the one before.
     no_normalisers = mock.patch.object(

@@ -8,7 +8,7 @@ import pytest
 
 from metaopt import optimizers
 from metaopt.errors import UserError
-from metaopt.optimizers import accumulators, network, pieces
+from metaopt.optimizers.parts import accumulators, network, pieces
 
 PARAMS = {"w": jax.random.normal(jax.random.key(0), (5, 3)), "b": jnp.zeros(3)}
 GRADS = [jax.tree.map(lambda p, k=k: jax.random.normal(jax.random.key(k), p.shape), PARAMS) for k in range(4)]

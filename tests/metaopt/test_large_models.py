@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import metaopt
 from metaopt import optimizers
-from metaopt.optimizers import pieces
+from metaopt.optimizers.parts import pieces
 
 MESH = Mesh(np.array(jax.devices()[:8]), ("fsdp",), axis_types=(AxisType.Auto,))
 # Each family is a case; that it is a line in FAMILIES is enough.

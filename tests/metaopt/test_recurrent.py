@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from metaopt import optimizers
-from metaopt.optimizers import coordinate_lstm, gru, lstm, open
+from metaopt.optimizers import coordinate_lstm, open
+from metaopt.optimizers.parts import gru, lstm
 
 KEY = jax.random.key(0)
 draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)

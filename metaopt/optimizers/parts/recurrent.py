@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Key, Theta
-from metaopt.optimizers import lstm
-from metaopt.optimizers.lstm import LSTMState
+from metaopt.optimizers.parts import lstm
+from metaopt.optimizers.parts.lstm import LSTMState
 
 
 def init(key: Key, num_in: int, hidden: int, heads: dict[str, int]) -> Theta:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Theta
-from metaopt.optimizers import network, pieces
-from metaopt.optimizers.channels import Parts
+from metaopt.optimizers.parts import network, pieces
+from metaopt.optimizers.parts.channels import Parts
 
 
 def apply(

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.lax import rsqrt
 
-from metaopt.optimizers.accumulators import Factored, Moments, preconditioners
+from metaopt.optimizers.parts.accumulators import Factored, preconditioners
+from metaopt.optimizers.parts.moments import Moments
 
 SMALL_FC, VELO = 28, 30  # how many
 

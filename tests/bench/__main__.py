@@ -15,6 +15,7 @@ RUNS = [
     ["tests.bench.parts"],
     ["tests.bench.estimators"],
     ["tests.bench.update"],
+    ["tests.bench.update_parts"],
 ]
 
 

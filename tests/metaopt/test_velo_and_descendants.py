@@ -1,0 +1,114 @@
+"""VeLO, Celo and Celo2 where the golden files do not look."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metaopt import optimizers
+from metaopt.optimizers.celo2 import orthogonalise
+from metaopt.optimizers.parts import features, moments
+
+DRAW = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
+
+
+def bind(family, num_steps=10, **settings):
+    optimizer = optimizers.build(family, **settings)
+    return optimizer.bind(optimizer.init(jax.random.key(0)), num_steps=num_steps)
+
+
+def updates_of(tx, params, grads, losses=(1.0, 0.9, 0.8)):
+    """The updates of each step, for the same gradients."""
+    state, update, found = tx.init(params), jax.jit(tx.update), []
+    for loss in losses:
+        updates, state = update(grads, state, params, value=jnp.float32(loss))
+        found.append(updates)
+    return found, state
+
+
+@pytest.mark.parametrize("family", ["small_fc", "celo2", "velo"])
+def test_tensors_that_are_stacked_get_the_updates_they_get_alone(monkeypatch, family):
+    shapes = {"a": (4, 3), "b": (4, 3), "embed": (4, 3), "c": (5,), "d": (5,), "e": (2, 4, 3)}
+    params, grads = ({n: DRAW(10 * k + i, *s) for i, (n, s) in enumerate(shapes.items())} for k in (0, 1))
+    stacked, _ = updates_of(bind(family), params, grads)
+    monkeypatch.setattr(moments, "STACKED_UP_TO", 0)
+    alone, _ = updates_of(bind(family), params, grads)
+    # Another order of operations: some units in the last place.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-8), stacked, alone)
+
+
+def test_muvelo_is_velo_without_the_size_of_the_tensor():
+    params, grads = {"w": DRAW(0, 4, 3)}, {"w": DRAW(1, 4, 3)}
+    (relative, *_), _ = updates_of(bind("velo"), params, grads)
+    (absolute, *_), _ = updates_of(bind("velo", relative=False), params, grads)
+    rms = np.sqrt(np.mean(np.square(params["w"])))
+    np.testing.assert_allclose(relative["w"], rms * absolute["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["velo", "celo"])
+@pytest.mark.parametrize("loss", [jnp.nan, jnp.inf, -jnp.inf])
+def test_a_loss_that_is_not_finite_leaves_no_trace(family, loss):
+    params, grads = {"w": DRAW(0, 4, 3)}, {"w": DRAW(1, 4, 3)}
+    found, state = updates_of(bind(family), params, grads, (1.0, loss, 0.8, 0.7))
+    _, clean = updates_of(bind(family), params, grads, (1.0, 0.8, 0.7))
+    assert all(np.isfinite(updates["w"]).all() for updates in found)
+    jax.tree.map(np.testing.assert_array_equal, state.losses, clean.losses)
+
+
+def test_gradients_that_are_not_numbers_count_as_zero():
+    params, grads = {"w": DRAW(0, 4, 3)}, {"w": DRAW(1, 4, 3)}
+    zero, nan = ({"w": grads["w"].at[0, 0].set(value)} for value in (0.0, jnp.nan))
+    (expected, *_), _ = updates_of(bind("celo"), params, zero)
+    (found, *_), _ = updates_of(bind("celo"), params, nan)
+    np.testing.assert_array_equal(found["w"], expected["w"])
+
+
+def test_loss_features_tell_a_falling_loss_from_a_rising_one():
+    def last(losses):
+        state = features.init_losses()
+        for loss in losses:
+            seen, state = features.loss_features(state, jnp.float32(loss), 100)
+        return np.asarray(seen)
+
+    falling, rising = last(np.linspace(1.0, 0.5, 30)), last(np.linspace(0.5, 1.0, 30))
+    assert falling.shape == (9,) and np.all(falling < 0) and np.all(rising > 0)
+    assert np.all(last([1.0, 0.5]) == 0)  # two losses are too few
+
+
+def test_celo_adam_is_adam_times_one_number():
+    params, grads = {"w": DRAW(0, 4, 3), "b": DRAW(2, 3)}, {"w": DRAW(1, 4, 3), "b": DRAW(3, 3)}
+    found, state = updates_of(bind("celo", rule="adam"), params, grads)
+    adam = optax.scale_by_adam(0.9, 0.999, eps=1e-8, eps_root=1e-10)
+    adam_state = adam.init(params)
+    for updates in found:
+        direction, adam_state = adam.update(grads, adam_state)
+        ratio = np.concatenate(
+            [np.ravel(-u / d) for u, d in zip(*map(jax.tree.leaves, (updates, direction)), strict=True)]
+        )
+        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+        assert 1e-5 < ratio[0] < 1e-2  # 0.001 times a tenth of an exponential
+    assert state.recurrent.hidden.shape == (1, 64)  # one row, whatever the tensors
+
+
+def test_celo2_updates_vectors_and_embeddings_by_adamw():
+    params = {"bias": DRAW(0, 3), "embedding": DRAW(1, 5, 3)}
+    grads = {"bias": DRAW(2, 3), "embedding": DRAW(3, 5, 3)}
+    found, _ = updates_of(bind("celo2", learning_rate=0.01, weight_decay=0.1), params, grads)
+    adamw = optax.adamw(20 * 0.01, b1=0.9, b2=0.95, weight_decay=0.1)
+    state = adamw.init(params)
+    for updates in found:
+        expected, state = adamw.update(grads, state, params)
+        jax.tree.map(lambda u, e: np.testing.assert_allclose(u, e, rtol=1e-5), updates, expected)
+
+
+def test_celo2_moves_every_matrix_of_a_stack_by_one_root_mean_square():
+    params, grads = {"w": DRAW(0, 2, 6, 4)}, {"w": DRAW(1, 2, 6, 4)}
+    (updates, *_), _ = updates_of(bind("celo2", learning_rate=0.01), params, grads)
+    np.testing.assert_allclose(np.sqrt(np.mean(np.square(updates["w"]), axis=(1, 2))), 0.01, rtol=1e-4)
+
+
+def test_orthogonalising_brings_singular_values_near_one():
+    u = DRAW(0, 3, 6, 4)
+    values = np.linalg.svd(orthogonalise(u), compute_uv=False)
+    assert values.shape == (3, 4) and 0.5 < values.min() and values.max() < 1.3  # five steps stay in this band

@@ -28,6 +28,9 @@ def compose(
     ``optax.add_decayed_weights`` has the other sign: after an optimizer it would make
     weights grow.
 
+    A parameter that gets no gradient (None) still decays: leave it out of ``decay_mask``. With
+    ``multipliers`` it cannot stand inside ``optax.masked``, where the trees differ.
+
     Args:
       tx: e.g. what ``metaopt.load`` returns, or ``optax.adam(rate)``.
       clip: largest global norm of the gradients.
@@ -42,7 +45,7 @@ def compose(
       ValueError: for a negative ``clip`` or ``weight_decay``.
     """
     for name, value in (("clip", clip), ("weight_decay", weight_decay)):
-        if value is not None and value < 0:
+        if isinstance(value, int | float) and value < 0:  # what is learned is an array
             raise ValueError(f"{name} must not be negative, got {value}")
     parts = [] if clip is None else [optax.clip_by_global_norm(clip)]
     parts.append(tx)
@@ -50,7 +53,7 @@ def compose(
         parts.append(mup.scale_updates(multipliers))
     if pylo_decay:
         parts.append(_decay_what_moved(weight_decay, multipliers, decay_mask))
-    elif weight_decay:
+    elif not isinstance(weight_decay, int | float) or weight_decay:
         parts.append(optax.add_decayed_weights(-weight_decay, decay_mask))
     if schedule is not None:
         parts.append(optax.scale_by_schedule(schedule))
@@ -62,6 +65,8 @@ def _decay_what_moved(weight_decay: float, multipliers: Any, mask: Any) -> optax
         everywhere = lambda value: jax.tree.map(lambda p: value, params)
         scales = everywhere(1.0) if multipliers is None else multipliers
         chosen = everywhere(True) if mask is None else mask(params) if callable(mask) else mask
-        return jax.tree.map(lambda u, p, m, c: u - c * m * weight_decay * (p + u), updates, params, scales, chosen)
+        return jax.tree.map(
+            lambda u, p, m, c: u - (c * m * weight_decay * (p + u)).astype(u.dtype), updates, params, scales, chosen
+        )
 
     return optax.stateless(decay)

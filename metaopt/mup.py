@@ -122,7 +122,9 @@ def initialize(tensors: Tensors, params: Any, key: jax.Array) -> Any:
 
 
 def scale_updates(multipliers: Any) -> optax.GradientTransformation:
-    """Multiplies every update by its multiplier: what muP changes of an optimizer.
+    """Multiplies every update by its multiplier: what muP changes of a learned optimizer, or of Adam.
+
+    The table is that of optimizers whose steps do not grow with the gradient. SGD has another.
 
     ``optax.chain(optax.adam(rate), scale_updates(m))`` is muAdam, and a ``small_fc`` with
     hidden=32 and step_multiplier=0.01 in place of Adam is muLO. A decoupled weight decay

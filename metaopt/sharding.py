@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
@@ -27,12 +27,20 @@ def state_sharding(tx: optax.GradientTransformation, params: Any) -> Any:
       A tree like the state, of NamedShardings.
 
     Raises:
-      ValueError: naming the first parameter without a NamedSharding.
+      ValueError: naming the first parameter without a NamedSharding; for a mesh with
+        explicit axes, which is what ``jax.make_mesh`` makes unless told otherwise.
     """
     for path, p in jax.tree.leaves_with_path(params):
         if not isinstance(getattr(p, "sharding", None), NamedSharding):
             raise ValueError(f"params{jax.tree_util.keystr(path)} has no NamedSharding: place it with jax.device_put")
-    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    shardings = [p.sharding for p in jax.tree.leaves(params)]
+    if not shardings:
+        raise ValueError("there are no parameters")
+    mesh = shardings[0].mesh
+    if AxisType.Explicit in mesh.axis_types:
+        raise ValueError(
+            "learned optimizers need a mesh whose axes are Auto: pass axis_types=(AxisType.Auto, ...) to jax.make_mesh"
+        )
     state = jax.eval_shape(tx.init, params)
 
     def of_subtree(tree):
@@ -49,6 +57,8 @@ def _is_like(params, tree) -> bool:
         parts = jax.tree.structure(params).flatten_up_to(tree)
     except (ValueError, TypeError):
         return False
+    if parts and all(not hasattr(part, "ndim") and _is_like(params, part) for part in parts):
+        return False  # as many decays as parameters: a tuple of trees that are like the parameters
     fits = lambda p, x: x.ndim >= p.ndim and all(n in (1, m) for n, m in zip(x.shape, p.shape, strict=False))
     return all(
         fits(p, x) for p, part in zip(jax.tree.leaves(params), parts, strict=True) for x in jax.tree.leaves(part)

@@ -53,6 +53,8 @@ def import_file(path: str | Path, name: str | Path, licence: str | None = None, 
     Raises:
       UserError: as ``read`` and ``checkpoint.save``.
     """
+    if name in checkpoint.list_pretrained() or (Path(name) / checkpoint.MANIFEST).exists():
+        raise UserError(f"there is a checkpoint {name} already: choose another name, or remove it first")
     file = files.read(Path(path))
     found = _convert(file, path, options)
     known = released.KNOWN.get(file.sha256, {"summary": f"imported from {Path(path).name}", "licence": "unknown"})

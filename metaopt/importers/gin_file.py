@@ -30,6 +30,6 @@ def read(path: str | Path, of_class: str) -> dict[str, Any]:
         if owner.rsplit("/")[-1].rsplit(".")[-1] == of_class:
             try:
                 settings[name] = ast.literal_eval(value.strip())
-            except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
                 raise UserError(f"{path}: {target.strip()} is not a number, a name or a tuple of such") from error
     return settings

@@ -66,6 +66,12 @@ class Array:
 class OrderedDict(dict):
     """``collections.OrderedDict``; what is hung on it besides items is dropped."""
 
+    def __init__(self, items: Any = ()):
+        super().__init__()
+        if not isinstance(items, list | tuple) or not all(isinstance(x, list | tuple) and len(x) == 2 for x in items):
+            raise UserError("it makes a dict of something else than pairs")
+        _set(self, [part for pair in items for part in pair])
+
     def build(self, state):
         pass
 

@@ -37,8 +37,9 @@ def convert(arrays: Arrays, *, decays: str | None = None, step_multiplier: float
     Args:
       arrays: of a file.
       decays: "mulo" or "initial", for files that do not hold them.
-      step_multiplier: no file holds it. Not given, it is muLO's 0.01 where the network
-        has its 32 units and muLO's decays, and else the 0.001 of AdafacMLPLOpt and ELO.
+      step_multiplier: no file holds it. It must be given for 32 units with decays of their
+        own, which muLO (0.01) and the baseline it is compared with (0.001) have alike. Not
+        given, it is muLO's for ``decays="mulo"``, else the 0.001 of AdafacMLPLOpt and ELO.
     """
     network = _from_pylo(arrays) if any(path.startswith("network.") for path in arrays) else _from_haiku(arrays)
     own = {ours: arrays[theirs] for theirs, ours in DECAYS.items() if theirs in arrays}
@@ -46,8 +47,12 @@ def convert(arrays: Arrays, *, decays: str | None = None, step_multiplier: float
         raise UserError("it holds its own decays: leave the option decays out")
     hidden = network["b0"].shape[0]
     if step_multiplier is None:
-        is_mulo = hidden == MULO_HIDDEN and (bool(own) or decays == "mulo")
-        step_multiplier = MULO_STEP_MULTIPLIER if is_mulo else STEP_MULTIPLIER
+        if own and hidden == MULO_HIDDEN:
+            raise UserError(
+                "it does not say by what the learned step is multiplied, and ten times as much is another optimizer: "
+                f"pass the option step_multiplier, {MULO_STEP_MULTIPLIER} for muLO, {STEP_MULTIPLIER} for its baseline"
+            )
+        step_multiplier = MULO_STEP_MULTIPLIER if decays == "mulo" else STEP_MULTIPLIER
     theta = {**(own or _chosen(decays)), "network": network}
     return Found("small_fc", {"hidden": hidden, "step_multiplier": step_multiplier, "exp_multiplier": 1e-3}, theta)
 

@@ -50,6 +50,7 @@ def convert(
     *,
     bugged_loss_features: bool | None = None,
     bugged_lstm_state: bool | None = None,
+    relative: bool | None = None,
     gin: str | Path | None = None,
     mlp: str | Path | None = None,
 ) -> Found:
@@ -59,6 +60,7 @@ def convert(
       arrays: of a file.
       bugged_loss_features: whether it was trained with HyperV2's use_bugged_loss_features.
       bugged_lstm_state: and with use_bugged_next_lstm_state.
+      relative: false for muVeLO, whose file looks the same; not given, true.
       gin: the config.gin that released files have beside them, in the place of both.
       mlp: the other file of PyLO, VeLO_MLP, where this one is VeLO_RNN.
     """
@@ -70,7 +72,7 @@ def convert(
     config = {"hidden": hidden, "bank": bank}
     if gin is not None:
         config |= _written(gin, {"lstm_hidden_size": hidden, "param_inits": bank})
-    given = {"bugged_loss_features": bugged_loss_features, "bugged_lstm_state": bugged_lstm_state}
+    given = {"bugged_loss_features": bugged_loss_features, "bugged_lstm_state": bugged_lstm_state, "relative": relative}
     config |= {flag: value for flag, value in given.items() if value is not None}
     for ours, theirs in FLAGS.items():
         if ours not in config:

@@ -7,6 +7,9 @@ line to FAMILIES; the contract tests find it there.
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from metaopt.core import LearnedOptimizer
 from metaopt.errors import UserError, check_type, unknown
 from metaopt.optimizers import celo, celo2, coordinate_lstm, hand, l2o_pa, mlp, open, small_fc, velo
@@ -40,6 +43,9 @@ def build(family: str, **settings: Any) -> LearnedOptimizer:
             raise unknown(f"setting of {family}", name, fields)
         check_type(f"{family}: {name}", value, fields[name].default)
     try:
-        return module.build(module.Config(**settings))
+        optimizer = module.build(module.Config(**settings))
     except ValueError as error:
         raise UserError(f"{family}: {error}") from error
+    # theta is float32 everywhere, with jax_enable_x64 too: it is what checkpoints hold.
+    narrow = lambda theta: jax.tree.map(lambda x: x.astype(jnp.float32), theta)
+    return optimizer._replace(init=lambda key: narrow(optimizer.init(key)))

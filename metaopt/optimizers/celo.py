@@ -16,7 +16,7 @@ from metaopt.optimizers.parts import channels, features, network, per_parameter,
 from metaopt.optimizers.parts.features import FRACTIONS, NUM_LOSS_SCALES
 from metaopt.optimizers.parts.lstm import LSTMState
 from metaopt.optimizers.parts.moments import Moments, init_moments, map_tensors, update_moments
-from metaopt.optimizers.velo import DECAYS, SIZES, clean
+from metaopt.optimizers.velo import DECAYS, SIZES, check_num_steps, clean
 
 RULES = ("mlp", "adam")
 NUM_INPUTS = len(FRACTIONS) + NUM_LOSS_SCALES - 1
@@ -82,6 +82,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
     def bind(theta: Theta, num_steps: Any = None):
         if config.scheduled and num_steps is None:
             raise ValueError("celo looks at the fraction of training done: pass num_steps=")
+        check_num_steps(num_steps)
 
         def init_state(params):
             moments = init_moments(params, DECAYS) if config.rule == "mlp" else adam.init(params)

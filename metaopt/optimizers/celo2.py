@@ -13,6 +13,7 @@ import optax
 
 from metaopt.core import Key, LearnedOptimizer, Theta
 from metaopt.optimizers.parts import channels, network, per_parameter, rule
+from metaopt.optimizers.parts.accumulators import differentiable
 from metaopt.optimizers.parts.moments import Decays, Moments, init_moments, map_tensors, update_moments
 from metaopt.optimizers.velo import clean
 
@@ -100,7 +101,9 @@ def build(config: Config = Config()) -> LearnedOptimizer:
                 if config.vectors == "adam_uncorrected":
                     return -rate * config.vector_multiplier * m * jax.lax.rsqrt(v + 1e-8)
                 corrected = lambda x, decay: x / (1.0 - decay**step)
-                ratio = corrected(m, DECAYS.momentum[0]) / (jnp.sqrt(corrected(v, DECAYS.rms[0])) + 1e-8)
+                ratio = corrected(m, DECAYS.momentum[0]) / (
+                    jnp.sqrt(differentiable(corrected(v, DECAYS.rms[0]))) + 1e-8
+                )
                 return -rate * config.vector_multiplier * (ratio + config.weight_decay * p)
 
             updates = map_tensors(tensor, moments, params, grads, kinds=kinds(params))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from metaopt.core import Key, LearnedOptimizer, Params, PyTree, Theta
 from metaopt.optimizers.parts import coordinates, lstm, network, rule
-from metaopt.optimizers.parts.accumulators import ema
+from metaopt.optimizers.parts.accumulators import differentiable, ema
 
 RULES = ("l2o_dm", "rnnprop")
 LOG_RANGE = 10.0  # l2o_dm: gradients above exp(-10) are seen on a log scale
@@ -92,7 +92,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
                 out = (rows[-1].hidden @ theta["output"]["w0"] + theta["output"]["b0"])[..., 0]
                 return config.scale * (-jnp.tanh(out) if rnnprop else out), rows
 
-            updates, rows = coordinates.map_tensors(leaf, 2, grads, state.rows, *moments)
+            updates, rows = coordinates.map_coordinates(leaf, 2, grads, state.rows, *moments)
             return updates, State(step, moments, rows)
 
         return rule.transformation(init_state, update, name=f"coordinate_lstm ({config.rule})")
@@ -116,5 +116,5 @@ def log_and_sign(g: jax.Array) -> jax.Array:
 def _relative_to_rms(dense: Theta, step: jax.Array, g: jax.Array, m: jax.Array, v: jax.Array) -> jax.Array:
     """What rnnprop's LSTM reads; (*shape, hidden)."""
     correction = 1.0 - DECAY ** step.astype(jnp.float32)
-    rms = jnp.sqrt(v / correction) + EPS
+    rms = jnp.sqrt(differentiable(v / correction)) + EPS
     return jax.nn.elu(jnp.stack([g / rms, m / correction / rms], axis=-1) @ dense["w0"] + dense["b0"])

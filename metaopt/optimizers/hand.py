@@ -17,6 +17,7 @@ from metaopt.core import Key, LearnedOptimizer, Theta
 from metaopt.errors import unknown
 from metaopt.optimizers.parts import rule
 
+EPS_ROOT = 1e-20  # under Adam's root, whose derivative is infinite for a parameter that never had a gradient
 RULES = ("sgd", "momentum", "adam", "adamw")
 
 
@@ -135,7 +136,8 @@ def _optax(config: Config, theta: Theta, num_steps) -> optax.GradientTransformat
     decay = lambda name: 1.0 - jnp.exp(theta[f"log_one_minus_{name}"])
     parts = []
     if config.rule in ("adam", "adamw"):
-        parts.append(optax.scale_by_adam(decay("momentum"), decay("second_decay"), jnp.exp(theta["log_eps"])))
+        eps = jnp.exp(theta["log_eps"])
+        parts.append(optax.scale_by_adam(decay("momentum"), decay("second_decay"), eps, EPS_ROOT))
     elif config.rule == "momentum":
         parts.append(optax.trace(decay("momentum")))
     if config.rule == "adamw":

@@ -4,8 +4,7 @@ A rule that converges to a fixed point on every convex problem must be a precond
 proximal step with momentum and bias; only the coefficients of that form are learned.
 
 Source: Liu et al., "Towards constituting mathematical structures for learning to
-optimize", arXiv:2305.18577; xhchrn/MS4L2O, optimizers/coord_math_lstm.py. It passes b1 and
-b2 through the norm of b; here they stay as they are, which is what its settings ask for.
+optimize", arXiv:2305.18577; xhchrn/MS4L2O, optimizers/coord_math_lstm.py.
 """
 
 import dataclasses
@@ -35,6 +34,7 @@ class Config:
     step_size: float = 0.9999  # s: just below 1 / L for a gradient with Lipschitz constant L
     l1: float = 0.0  # rho: the optimizer minimises f + rho |.|_1 and is given gradients of f
     hidden: int = 20  # units in each layer of the LSTM
+    bugged_biases: bool = False  # b1 and b2 go through the norm too, a slip of the reference
     layers: int = 2
 
     def __post_init__(self):
@@ -123,7 +123,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
                 lead = c.a * (x_new - x) + c.b2
                 return x_new + lead - y, lead, rows
 
-            updates, lead, rows = coordinates.map_tensors(leaf, 3, params, grads, grads_x, state.lead, state.rows)
+            updates, lead, rows = coordinates.map_coordinates(leaf, 3, params, grads, grads_x, state.lead, state.rows)
             return updates, State(lead, rows)
 
         return rule.transformation(init_state, update, name="l2o_pa", reads=("value_fn",))
@@ -144,7 +144,7 @@ def _coefficients(heads: Theta, hidden: jax.Array, config: Config) -> Coefficien
         "p": lambda x: config.scale_p * norm(x),
         "a": lambda x: config.scale_a * norm(x),
         "b": norm,
-        "b1": NORMS["identity"],
-        "b2": NORMS["identity"],
+        "b1": norm if config.bugged_biases else NORMS["identity"],
+        "b2": norm if config.bugged_biases else NORMS["identity"],
     }
     return Coefficients(**{name: shaped[name](outputs[..., i]) for i, name in enumerate(config.names)})

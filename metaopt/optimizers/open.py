@@ -113,7 +113,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
                 return u + config.noise_multiplier * e * z, hidden
 
             trees = (grads, _depths(params), _dormancies(activations, params), _noise(key, noise, params, config))
-            u, hidden = coordinates.map_tensors(leaf, 2, params, *trees, state.hidden, *momentum)
+            u, hidden = coordinates.map_coordinates(leaf, 2, params, *trees, state.hidden, *momentum)
             total = sum(map(jnp.sum, jax.tree.leaves(u)))
             mean = total / max(1, sum(x.size for x in jax.tree.leaves(u)))
             return jax.tree.map(lambda x: mean - x, u), State(state.step + 1, momentum, hidden)
@@ -205,4 +205,9 @@ def _noise(key: Key | None, noise: PyTree | None, params: Params, config: Config
     else:
         draws = [0.0] * len(leaves)
     noisy = lambda path: not config.noisy or config.noisy in _names(path)
+    if (key is not None or noise is not None) and not any(noisy(path) for path, _ in leaves):
+        names = ", ".join(sorted({_names(path)[0] for path, _ in leaves if path}))
+        raise ValueError(
+            f"open: no parameter is under {config.noisy!r} to be given noise (there are {names}): set noisy"
+        )
     return structure.unflatten([z if noisy(path) else 0.0 for (path, _), z in zip(leaves, draws, strict=True)])

@@ -20,8 +20,9 @@ from metaopt.optimizers.parts.moments import Decays, Moments, init_moments, map_
 DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.999,), factored=(0.9, 0.99, 0.999))
 SIZES = (channels.VELO, 4, 4, 2)  # of the per-parameter network
 NUM_RANKS = 5
-# Fraction, loss, mean of the second moment, rank, variance of momenta and of the second moment.
-NUM_INPUTS = len(FRACTIONS) + NUM_LOSS_SCALES - 1 + 1 + NUM_RANKS + 2 * len(DECAYS.momentum)
+# Mean of the second moment, rank, variance of momenta and of the second moment; with them fraction and loss.
+NUM_STATISTICS = 1 + NUM_RANKS + 2 * len(DECAYS.momentum)
+NUM_INPUTS = len(FRACTIONS) + NUM_LOSS_SCALES - 1 + NUM_STATISTICS
 LARGEST_GRADIENT = 1000.0
 
 
@@ -68,7 +69,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
     number counts as zero, where there all parameters would be lost for ever.
 
     Raises:
-      ValueError: from ``bind``, without ``num_steps``.
+      ValueError: from ``bind``, without ``num_steps`` or for one below 1.
     """
 
     def init(key: Key) -> Theta:
@@ -82,6 +83,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
     def bind(theta: Theta, num_steps=None):
         if num_steps is None:
             raise ValueError("velo looks at the fraction of training done: pass num_steps=")
+        check_num_steps(num_steps)
         longest = 10 if config.bugged_loss_features else num_steps
 
         def init_state(params):
@@ -94,6 +96,8 @@ def build(config: Config = Config()) -> LearnedOptimizer:
             )
 
         def update(grads, state, params, value):
+            if not jax.tree.leaves(params):  # one of several labels may have no parameters
+                return params, state
             grads = jax.tree.map(clean, grads)
             progress, losses = features.loss_features(state.losses, value, longest)
             shared = jnp.concatenate([features.fraction_features(state.step, num_steps), progress])
@@ -121,6 +125,11 @@ def build(config: Config = Config()) -> LearnedOptimizer:
     return LearnedOptimizer(init, bind)
 
 
+def check_num_steps(num_steps) -> None:
+    if isinstance(num_steps, int) and num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+
+
 def clean(g: jax.Array) -> jax.Array:
     """Gradients clipped element by element; what is not a number counts as zero."""
     return jnp.clip(jnp.where(jnp.isnan(g), 0.0, g), -LARGEST_GRADIENT, LARGEST_GRADIENT)
@@ -133,6 +142,8 @@ def statistics(p: jax.Array, moments: Moments) -> jax.Array:
     momenta: log mean(k v), the rank one-hot, log var(k m), log mean((k v - mean(k m))^2).
     The last, and k instead of k^2 before v, are slips that published weights rely on.
     """
+    if not p.size:
+        return jnp.zeros(NUM_STATISTICS)
     (rms,) = moments.rms
     over = lambda f: [mean.ravel()[0] for mean in pieces.means(f, (p, moments.momentum, rms), p.shape)]
     square, mean_rms, *means = over(lambda x: [x[0] * x[0], x[2], *x[1]])

@@ -147,6 +147,23 @@ def test_gradient_with_respect_to_theta_is_the_finite_difference(index):
     np.testing.assert_allclose(slope, nearest, rtol=0.03, atol=1e-3 * float(value(theta)))
 
 
+def test_a_parameter_without_gradients_leaves_the_meta_gradient_finite(index):
+    """Units that are switched off have a gradient of zero for ever: their second moments stay at zero."""
+    optimizer, theta = built(index, num_tensors=1)
+    params, grads = {"b": jnp.array([0.5, 0.0, 1.0])}, {"b": jnp.array([0.3, 0.0, -0.1])}
+
+    def total(theta):
+        tx, p = optimizer.bind(theta, num_steps=NUM_STEPS), params
+        state = tx.init(p)
+        for _ in range(2):
+            updates, state = tx.update(grads, state, p, value=VALUE)
+            p = optax.apply_updates(p, updates)
+        return jnp.sum(p["b"] ** 2)
+
+    slopes = jax.jit(jax.grad(total))(theta)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes))
+
+
 def test_num_steps_may_be_traced(case):
     optimizer, theta = case
     params, grads = problem()

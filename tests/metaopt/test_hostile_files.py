@@ -45,7 +45,7 @@ def contents(name: str, monkeypatch) -> bytes:
     return sample(name).read_bytes()
 
 
-FUZZED = SAMPLES | {"torch": {"decays": "mulo"}, "open": {}}
+FUZZED = SAMPLES | {"mulo_theta_seeded.pickle": {"step_multiplier": 0.01}} | {"torch": {"decays": "mulo"}, "open": {}}
 
 
 @pytest.mark.parametrize("name", FUZZED)
@@ -169,6 +169,8 @@ def doubled_dict(levels: int) -> bytes:
         (doubled_dict(60), "more than 10000 entries"),
         # What takes 2**60 steps to hash, to print or to count must not be.
         (b"}" + doubled_tuple(60) + b"K\x01s", "keys that are not names"),
+        (b"ccollections\nOrderedDict\n]" + doubled_tuple(60) + b"K\x01\x86a\x85R", "keys that are not names"),
+        (b"ccollections\nOrderedDict\n" + text("ab") + b"\x85R", "something else than pairs"),
         (DTYPE + doubled_tuple(60) + b"\x85R", "something else where a name should be"),
         (text("a") + doubled_tuple(60) + b"\x93", "something else where a name should be"),
         (b"}" + text("nn/~/b0") + doubled_tuple(60) + b"s", "'nn/~/b0' should have 1 axes or more"),

@@ -62,8 +62,11 @@ def test_adafac_is_the_golden_optimizer(tmp_path):
         assert max(error for _, error in per_parameter.replay_scenarios(data, "h4", saved.optimizer, saved.theta)) <= 1
 
 
+MULO = {"step_multiplier": 0.01}
+
+
 def test_mulo_has_its_own_decays_and_step():
-    found = importers.read(sample("mulo_theta_seeded.pickle"))
+    found = importers.read(sample("mulo_theta_seeded.pickle"), step_multiplier=0.01)
     assert found.family == "small_fc"
     assert found.config == {"hidden": 32, "step_multiplier": 0.01, "exp_multiplier": 0.001}
     raw = pickle.loads(sample("mulo_theta_seeded.pickle").read_bytes())  # our own file
@@ -78,11 +81,11 @@ def test_mulo_has_its_own_decays_and_step():
 def test_pickles_of_every_protocol(tmp_path, protocol, kind):
     raw = pickle.loads(sample("mulo_theta_seeded.pickle").read_bytes())
     path = write(tmp_path / "x", pickle.dumps(jax.tree.map(kind, raw), protocol))
-    same(importers.read(path).theta, importers.read(sample("mulo_theta_seeded.pickle")).theta)
+    same(importers.read(path, **MULO).theta, importers.read(sample("mulo_theta_seeded.pickle"), **MULO).theta)
 
 
 def test_pylo_keeps_the_same_weights_transposed_and_the_decays_elsewhere():
-    theirs = importers.read(sample("mulo_theta_seeded.pickle")).theta["network"]
+    theirs = importers.read(sample("mulo_theta_seeded.pickle"), **MULO).theta["network"]
     mulo = importers.read(sample("metamlp_seeded.safetensors"), decays="mulo")
     elo = importers.read(sample("metamlp_seeded.safetensors"), decays="initial")
     same(mulo.theta["network"], theirs)
@@ -293,6 +296,7 @@ def test_open_is_the_flattened_tree_of_flax(tmp_path, hidden, width, num):
         ("velo_adafac_h4.ckpt", {"variant": "elo"}, "unknown option 'variant' .known: decays, step_multiplier"),
         ("velo_hyper_v2_fixed.ckpt", {}, "use_bugged_loss_features, .* pass the option bugged_loss_features"),
         ("velo_hyper_v2_fixed.ckpt", {"bugged_loss_features": False}, "pass the option bugged_lstm_state"),
+        ("mulo_theta_seeded.pickle", {}, "pass the option step_multiplier, 0.01 for muLO, 0.001 for its baseline"),
         ("celo2_theta_seeded.state", {}, "pass the option variant, one of celo2, base, elo"),
         ("celo2_theta_seeded.state", {"variant": "celo"}, "did you mean 'celo2'"),
     ],

@@ -80,6 +80,42 @@ def test_state_lies_like_the_parameters_and_stays_there(family):
         assert held < 0.3 * spread_over
 
 
+@pytest.mark.parametrize("spec", [P("fsdp"), P(None, "fsdp")])
+@pytest.mark.parametrize("family", ["small_fc", "velo"])
+def test_a_tensor_in_pieces_stays_where_it_lies(monkeypatch, family, spec):
+    """Whichever axis is split: nothing is gathered, and the numbers are those of one device."""
+    monkeypatch.setattr(pieces, "LARGEST_ON_CPU", 256)
+    tx = bind(family)
+    draw = lambda seed: {"w": jax.random.normal(jax.random.key(seed), (64, 32))}
+    update = lambda grads, state, params: tx.update(grads, state, params, value=jnp.float32(1.0))
+    place = lambda tree: jax.tree.map(lambda x: jax.device_put(x, NamedSharding(MESH, spec)), tree)
+    params, grads = draw(0), draw(1)
+    assert "scan" in str(jax.make_jaxpr(update)(grads, tx.init(params), params))
+    where = metaopt.state_sharding(tx, place(params))
+    state = jax.device_put(tx.init(params), where)
+    out = (jax.tree.map(lambda p: p.sharding, place(params)), where)
+    compiled = jax.jit(update, out_shardings=out).lower(place(grads), state, place(params)).compile()
+    assert "all-gather" not in compiled.as_text()
+    found, _ = compiled(place(grads), state, place(params))
+    expected, _ = jax.jit(update)(grads, tx.init(params), params)
+    np.testing.assert_allclose(found["w"], expected["w"], rtol=2e-4, atol=1e-8)
+
+
+def test_state_sharding_tells_a_tuple_of_decays_from_a_tuple_of_parameters():
+    specs = [P("fsdp", None), P(None, "fsdp"), P()]
+    params = tuple(jax.device_put(jnp.zeros((8, 8)), NamedSharding(MESH, spec)) for spec in specs)
+    where = metaopt.state_sharding(bind("small_fc"), params)  # three decays, three parameters
+    for tree in where.moments.momentum:
+        assert [tree[i].is_equivalent_to(p.sharding, 2) for i, p in enumerate(params)] == [True] * 3
+
+
+def test_an_explicit_mesh_is_refused_with_the_remedy():
+    mesh = Mesh(np.array(jax.devices()[:8]), ("fsdp",), axis_types=(AxisType.Explicit,))
+    params = {"w": jax.device_put(jnp.zeros((8, 8)), NamedSharding(mesh, P("fsdp")))}
+    with pytest.raises(ValueError, match="whose axes are Auto: pass axis_types"):
+        metaopt.state_sharding(bind("small_fc"), params)
+
+
 def test_state_sharding_of_a_factored_moment_splits_what_was_not_averaged():
     params = {"w": jax.device_put(jnp.zeros((8, 16)), NamedSharding(MESH, P(None, "fsdp")))}
     where = metaopt.state_sharding(bind("small_fc"), params)
@@ -140,6 +176,22 @@ def test_pylo_decays_what_has_moved_under_its_mask():
     after = optax.apply_updates(params, updates)
     np.testing.assert_allclose(after["w"], (1 - 0.5 * 0.2) * (1.0 - 0.5 * 0.1 * 3.0), rtol=1e-6)
     np.testing.assert_allclose(after["b"], 3.0 - 0.1 * 4.0, rtol=1e-6)
+
+
+def test_a_decay_may_be_an_array_that_is_learned():
+    params = {"w": jnp.array([2.0])}
+
+    def decayed(weight_decay):
+        tx = metaopt.compose(optax.sgd(0.1), weight_decay=weight_decay)
+        return tx.update({"w": jnp.zeros(1)}, tx.init(params), params)[0]["w"][0]
+
+    np.testing.assert_allclose(jax.jit(jax.grad(decayed))(0.3), -2.0, rtol=1e-6)
+
+
+def test_pylo_decay_keeps_the_dtype():
+    params = {"w": jnp.ones(2, jnp.bfloat16)}
+    tx = metaopt.compose(optax.sgd(0.1), multipliers={"w": jnp.float32(0.5)}, weight_decay=0.1, pylo_decay=True)
+    assert tx.update(params, tx.init(params), params)[0]["w"].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("setting", ["clip", "weight_decay"])

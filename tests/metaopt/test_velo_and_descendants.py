@@ -56,6 +56,20 @@ def test_a_loss_that_is_not_finite_leaves_no_trace(family, loss):
     jax.tree.map(np.testing.assert_array_equal, state.losses, clean.losses)
 
 
+def test_velo_survives_tensors_without_elements_and_trees_without_tensors():
+    params, grads = {"w": DRAW(0, 4, 3)}, {"w": DRAW(1, 4, 3)}
+    empty = {"none": jnp.zeros((0, 3))}
+    (updates, *_), _ = updates_of(bind("velo"), params | empty, grads | empty)
+    assert np.isfinite(updates["w"]).all()
+    assert updates_of(bind("velo"), {}, {})[0][0] == {}
+
+
+@pytest.mark.parametrize("family", ["velo", "celo"])
+def test_a_training_of_no_steps_is_named(family):
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        bind(family, num_steps=0)
+
+
 def test_gradients_that_are_not_numbers_count_as_zero():
     params, grads = {"w": DRAW(0, 4, 3)}, {"w": DRAW(1, 4, 3)}
     zero, nan = ({"w": grads["w"].at[0, 0].set(value)} for value in (0.0, jnp.nan))

@@ -35,6 +35,15 @@ def ema(decay: jax.Array | float, old: jax.Array, new: jax.Array) -> jax.Array:
     return decay * old + (1 - decay) * new
 
 
+def differentiable(x: jax.Array, above: float = 0.0) -> jax.Array:
+    """``x``, but a constant to derivatives where it is ``above`` at most.
+
+    The derivative of a root is infinite at zero, and infinity times the zero of a
+    parameter that never had a gradient is not a number.
+    """
+    return jnp.where(x > above, x, jax.lax.stop_gradient(x))
+
+
 def init_factored(param: jax.Array) -> Factored | jax.Array:
     """Zeros for one tensor: factored if its rank is at least 2, else of its shape."""
     if param.ndim < 2:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import rsqrt
 
-from metaopt.optimizers.parts.accumulators import Factored, preconditioners
+from metaopt.optimizers.parts.accumulators import Factored, differentiable, preconditioners
 from metaopt.optimizers.parts.moments import Moments
 
 SMALL_FC, VELO = 28, 30  # how many
@@ -97,4 +97,6 @@ def _preconditioned_momentum(x: Parts, eps: float) -> list[jax.Array]:
     if x.param.ndim >= 2:
         return [_product(m, f) for m, f in zip(x.momentum, x.factors, strict=True)]
     # For vectors the references have another formula than for the gradient, and two values of eps.
-    return [m * rsqrt(second + eps) for m, second in zip(x.momentum, x.rows, strict=True)]
+    # Without eps only FACTORED_EPS keeps the second moment of a zero gradient positive.
+    root = lambda second: rsqrt(differentiable(second + eps, above=1e-24))
+    return [m * root(second) for m, second in zip(x.momentum, x.rows, strict=True)]

@@ -12,7 +12,7 @@ import jax
 from metaopt.core import Params, PyTree
 
 
-def map_tensors(f: Callable[..., tuple], num_results: int, params: Params, *trees: PyTree) -> tuple[Any, ...]:
+def map_coordinates(f: Callable[..., tuple], num_results: int, params: Params, *trees: PyTree) -> tuple[Any, ...]:
     """Trees of the results of ``f(p, *others)`` for each tensor p of ``params``.
 
     Args:

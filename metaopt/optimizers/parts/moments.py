@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from metaopt.core import Params, PyTree
 from metaopt.optimizers.parts.accumulators import ema, init_factored, update_factored
 
-STACKED_UP_TO = 2**15  # elements
+STACKED_UP_TO, STACKED_TOGETHER = 2**15, 2**19  # elements of a tensor, and of a stack
 
 
 class Decays(NamedTuple):
@@ -81,7 +81,7 @@ def map_tensors(
     for i, (p, *_) in enumerate(rows):
         groups[(p.shape, known[i]) if p.size <= STACKED_UP_TO else i].append(i)
     results: dict[int, Any] = {}
-    for members in groups.values():
+    for members in (stack for group in groups.values() for stack in _stacks(group, rows[group[0]][0].size)):
         g = f if kinds is None else functools.partial(f, kind=known[members[0]])
         if len(members) == 1:
             results[members[0]] = g(*rows[members[0]])
@@ -89,3 +89,9 @@ def map_tensors(
         stacked = jax.vmap(g)(*jax.tree.map(lambda *x: jnp.stack(x), *(rows[i] for i in members)))
         results |= {i: jax.tree.map(lambda x, k=k: x[k], stacked) for k, i in enumerate(members)}
     return structure.unflatten([results[i] for i in range(len(rows))])
+
+
+def _stacks(members: list[int], size: int) -> list[list[int]]:
+    """Tensors of one shape in groups that together have at most STACKED_TOGETHER elements."""
+    num = max(1, STACKED_TOGETHER // max(1, size))
+    return [members[i : i + num] for i in range(0, len(members), num)]

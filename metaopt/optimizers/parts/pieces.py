@@ -1,8 +1,8 @@
 """Loops over a tensor that is too large for what is computed from it.
 
 A per-parameter network makes many arrays of the size of the tensor. Piece by piece they
-stay small. A tensor is cut along an axis that is not its largest one: that one is what
-fully sharded training splits over devices, and a piece should be spread as the tensor is.
+stay small. Piece i of an axis is every num-th slice from i on: where a tensor is spread
+over devices, along that axis or another, so is every piece of it.
 """
 
 import math
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 # Elements of a piece. On a CPU what is made of it should stay in the cache, which halves the
 # time of a matrix of half a million; elsewhere a piece should fill the machine.
 LARGEST, LARGEST_ON_CPU = 2**20, 2**16
+SLICES = 8  # a multiple of it in every piece, where the sizes allow: devices share it evenly
 
 
 def means(
@@ -30,17 +31,13 @@ def means(
       axes: all where None.
     """
     axes = _non_negative(axes, shape)
-    axis, length = _cut(shape, axes)
+    axis, num = _cut(shape, axes)
     mean = lambda piece: [jnp.mean(x, axis=axes, keepdims=True) for x in f(piece)]
-    if not shape or length == shape[axis]:
+    if num == 1:
         return mean(tree)
-    num, rest = divmod(shape[axis], length)
-    share = lambda size, piece: [size / shape[axis] * x for x in mean(piece)]
-    add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
-    total = [jnp.zeros(x.shape) for x in jax.eval_shape(mean, tree)]
-    body = lambda i, total: add(total, share(length, _slice(tree, axis, i * length, length)))
-    total = jax.lax.fori_loop(0, num, body, total)
-    return add(total, share(rest, _slice(tree, axis, num * length, rest))) if rest else total
+    total = [jnp.zeros(x.shape, jnp.float32) for x in jax.eval_shape(mean, tree)]
+    body = lambda i, total: [x + y / num for x, y in zip(total, mean(_piece(tree, axis, num, i)), strict=True)]
+    return jax.lax.fori_loop(0, num, body, total)
 
 
 def elementwise(
@@ -50,20 +47,25 @@ def elementwise(
 
     ``axes`` are those a piece may be cut along.
     """
-    axis, length = _cut(shape, _non_negative(axes, shape))
-    if not shape or length == shape[axis]:
+    axis, num = _cut(shape, _non_negative(axes, shape))
+    if num == 1:
         return f(tree)
-    num, rest = divmod(shape[axis], length)
 
-    def write(out, start, size):
-        return jax.lax.dynamic_update_slice_in_dim(out, f(_slice(tree, axis, start, size)), start, axis)
+    def body(i, out):
+        piece = jnp.expand_dims(f(_piece(tree, axis, num, i)), axis + 1)
+        return jax.lax.dynamic_update_slice_in_dim(out, piece, i, axis + 1)
 
-    out = jax.lax.fori_loop(0, num, lambda i, out: write(out, i * length, length), jnp.zeros(shape))
-    return write(out, num * length, rest) if rest else out
+    split = (*shape[:axis], shape[axis] // num, num, *shape[axis + 1 :])
+    return jax.lax.fori_loop(0, num, body, jnp.zeros(split, jnp.float32)).reshape(shape)
 
 
-def _slice(tree: Any, axis: int, start, size: int) -> Any:
-    cut = lambda x: x if x.shape[axis] == 1 else jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+def _piece(tree: Any, axis: int, num: int, i) -> Any:
+    def cut(x):
+        if x.shape[axis] == 1:
+            return x
+        split = x.reshape(*x.shape[:axis], -1, num, *x.shape[axis + 1 :])
+        return jax.lax.dynamic_index_in_dim(split, i, axis + 1, keepdims=False)
+
     return jax.tree.map(cut, tree)
 
 
@@ -72,11 +74,15 @@ def _non_negative(axes: Sequence[int] | None, shape: tuple[int, ...]) -> tuple[i
 
 
 def _cut(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, int]:
-    """The axis that a tensor is cut along, one of ``axes``, and the length of a piece."""
-    if not shape:
-        return 0, 1
+    """The axis that a tensor is cut along, one of ``axes``, and into how many equal pieces.
+
+    Not the last axis where another is long enough: its slices lie one by one in memory.
+    """
     limit, whole = LARGEST_ON_CPU if jax.default_backend() == "cpu" else LARGEST, math.prod(shape)
-    by_size = sorted(axes, key=lambda a: (shape[a], a), reverse=True)
-    fine_enough = [a for a in by_size[1:] if whole <= limit * shape[a]]
-    axis = (fine_enough or by_size)[0]
-    return axis, shape[axis] if whole <= limit else max(1, limit * shape[axis] // whole)
+    if whole <= limit:
+        return 0, 1
+    fine_enough = [a for a in axes if whole <= limit * shape[a]]
+    axis = fine_enough[0] if fine_enough else max(axes, key=lambda a: shape[a])
+    numbers = [n for n in range(1, shape[axis] + 1) if shape[axis] % n == 0 and whole <= 2 * limit * n]
+    even = [n for n in numbers if shape[axis] // n % SLICES == 0]
+    return axis, min(even or numbers or [shape[axis]])

@@ -43,7 +43,7 @@ def transformation(
     """
 
     def init_fn(params):
-        return init(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
+        return _narrowed(init(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)))
 
     def update_fn(updates, state, params=None, *, value=None, **extra_args):
         grads = updates  # Optax's name for what comes in
@@ -56,7 +56,9 @@ def transformation(
         check_same_tree(given, params)
         value = None if value is None else jnp.asarray(value, jnp.float32)
         extra = {keyword: extra_args.get(keyword) for keyword in reads}
-        updates, state = update(_float32(given), state, _float32(params), value, **extra)
+        updates, new_state = update(_float32(given), state, _float32(params), value, **extra)
+        # Where jax_enable_x64 is on, constants would widen the state from step to step.
+        state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
         updates = jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params)
         return (_zeros_for_none(grads, updates, updates) if some_none else updates), state
 
@@ -65,6 +67,11 @@ def transformation(
 
 def _float32(tree):
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+
+def _narrowed(tree):
+    """float64, which constants have where jax_enable_x64 is on, as float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, tree)
 
 
 def _zeros_for_none(grads, values, likes):

@@ -10,7 +10,7 @@ from metaopt.importers.arrays import Arrays
 
 # The length in front of a safetensors file can begin like the two after it, not the other way round.
 CONTAINERS = (torch_file, numpy_file, safetensors_file, pickle_file, msgpack_file)
-MAX_BYTES = 2**28  # the largest release, VeLO, has 2**23.2
+MAX_BYTES = 2**26  # the largest release, VeLO, has 2**23.2
 
 
 class File(NamedTuple):

@@ -4,6 +4,7 @@ Source: google/flax, flax/serialization.py; the record around theta is Parameter
 of google/learned_optimization.
 """
 
+import itertools
 from typing import Any
 
 import msgpack
@@ -26,7 +27,14 @@ def recognises(data: bytes) -> bool:
 
 def read(data: bytes) -> dict[str, Any]:
     """The entries of theta, without the record around it."""
-    hooks = {"ext_hook": _array, "object_hook": _plain}
+    branches = itertools.count()
+
+    def plain(branch: dict[str, Any]) -> dict[str, Any]:
+        if next(branches) > MAX_ENTRIES:
+            raise UserError(f"its tree has more than {MAX_ENTRIES} entries: no weights known here are so many")
+        return _plain(branch)
+
+    hooks = {"ext_hook": _array, "object_hook": plain}
     tree = msgpack.unpackb(data, raw=False, strict_map_key=True, **hooks, **LIMITS)
     if set(tree) in RECORDS:
         tree = tree.get("params", tree.get("0"))

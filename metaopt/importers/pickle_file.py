@@ -16,6 +16,7 @@ from metaopt.errors import UserError
 from metaopt.importers.arrays import flatten, from_bytes
 
 FORMAT = "pickle"
+MAX_INSTRUCTIONS = 1_000_000  # each may make an object
 
 
 def recognises(data: bytes) -> bool:
@@ -131,7 +132,9 @@ def run(data: bytes, table: Table, persistent: Callable[[Any], Any] | None = Non
         del stack[start:]
         return items
 
-    for instruction, argument, _ in pickletools.genops(data):
+    for number, (instruction, argument, _) in enumerate(pickletools.genops(data)):
+        if number > MAX_INSTRUCTIONS:
+            raise UserError(f"it has more than {MAX_INSTRUCTIONS:,} instructions: no weights known here have so many")
         match instruction.name:
             case "PROTO" | "FRAME":
                 pass

@@ -175,6 +175,7 @@ def doubled_dict(levels: int) -> bytes:
         (text("a") + doubled_tuple(60) + b"\x93", "something else where a name should be"),
         (b"}" + text("nn/~/b0") + doubled_tuple(60) + b"s", "'nn/~/b0' should have 1 axes or more"),
         (b"", "damaged, or no pickle file"),
+        (b"}" * 1_000_001, "more than 1,000,000 instructions"),
     ],
 )
 def test_instructions_are_refused_by_name(refused, program, message):

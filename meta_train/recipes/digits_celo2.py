@@ -1,6 +1,6 @@
-"""A minute or two on two cores: Celo2 on one digits network, to see that it learns.
+"""One to three minutes on two cores: Celo2 on one digits network, to see that it learns.
 
-Expected: the meta-loss falls from FIRST to LAST, with estimator=pes to LASTPES.
+Expected: the meta-loss falls from -0.78 to -1.33, with estimator=pes to -1.39.
 """
 
 from meta_train.recipe import Recipe

@@ -1,6 +1,6 @@
-"""A minute or two on two cores: Celo-Adam, a schedule for Adam on one digits network, to see that it learns.
+"""One to three minutes on two cores: Celo-Adam, a schedule for Adam on one digits network, to see that it learns.
 
-Expected: the meta-loss falls from FIRST to LAST, with estimator=pes to LASTPES.
+Expected: the meta-loss falls from -0.97 to -1.9, with estimator=pes to -1.9.
 """
 
 from meta_train.recipe import Recipe

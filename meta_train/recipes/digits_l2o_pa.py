@@ -1,6 +1,6 @@
-"""A minute or two on two cores: L2O-PA on one digits network, to see that it learns.
+"""One to three minutes on two cores: L2O-PA on one digits network, to see that it learns.
 
-Expected: the meta-loss falls from FIRST to LAST, with estimator=pes to LASTPES.
+Expected: the meta-loss falls from -0.55 to -2.43, with estimator=pes to -2.11.
 """
 
 from meta_train.recipe import Recipe

@@ -1,6 +1,6 @@
-"""A minute or two on two cores: muLO on a digits network in muP at two widths, to see that it learns.
+"""One to three minutes on two cores: muLO on a digits network in muP at two widths, to see that it learns.
 
-Expected: the meta-loss falls from FIRST to LAST, with estimator=pes to LASTPES.
+Expected: the meta-loss falls from 0.01 to -1.05, with estimator=pes to -1.04.
 """
 
 from meta_train.recipe import Recipe

@@ -1,6 +1,6 @@
-"""A minute or two on two cores: OPEN on one digits network, to see that it learns.
+"""One to three minutes on two cores: OPEN on one digits network, to see that it learns.
 
-Expected: the meta-loss falls from FIRST to LAST, with estimator=pes to LASTPES.
+Expected: the meta-loss falls from -0.19 to -1.69, with estimator=pes to -1.7.
 """
 
 from meta_train.recipe import Recipe

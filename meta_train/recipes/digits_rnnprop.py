@@ -1,6 +1,6 @@
-"""A minute or two on two cores: RNNprop on one digits network, to see that it learns.
+"""One to three minutes on two cores: RNNprop on one digits network, to see that it learns.
 
-Expected: the meta-loss falls from FIRST to LAST, with estimator=pes to LASTPES.
+Expected: the meta-loss falls from 0.52 to -2.34, with estimator=pes to -2.33.
 """
 
 from meta_train.recipe import Recipe

@@ -1,6 +1,6 @@
-"""A minute or two on two cores: VeLO with a small LSTM and few networks on one digits network, to see that it learns.
+"""One to three minutes on two cores: VeLO with a small LSTM and few networks on one digits network, to see that it learns.
 
-Expected: the meta-loss falls from FIRST to LAST, with estimator=pes to LASTPES.
+Expected: the meta-loss falls from 0.51 to -1.5, with estimator=pes to -1.93.
 """
 
 from meta_train.recipe import Recipe

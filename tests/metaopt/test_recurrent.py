@@ -265,3 +265,15 @@ def test_open_needs_the_length_of_training():
 def test_bad_settings_are_named(family, settings, message):
     with pytest.raises(ValueError, match=message):
         optimizers.build(family, **settings)
+
+
+def test_the_references_slip_sends_biases_through_the_norm():
+    """Heads start at zero, which the norm makes one: b1 = 1 in place of 0."""
+    params, grads = {"w": jnp.array([1.0, -2.0])}, {"w": jnp.array([0.5, 0.3])}
+
+    def first(**settings):
+        optimizer = optimizers.build("l2o_pa", heads="b1", **settings)
+        tx = optimizer.bind(optimizer.init(jax.random.key(0)))
+        return tx.update(grads, tx.init(params), params)[0]["w"]
+
+    np.testing.assert_allclose(first(bugged_biases=True), first() + 1.0, rtol=1e-6)

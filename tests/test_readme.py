@@ -14,7 +14,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=lambda b: b.split("\n")[0])
 def test_python_blocks_run(block):
-    exec(block, {"params": {"w": jnp.ones((4, 3))}, "grads": {"w": jnp.ones((4, 3))}, "loss": jnp.float32(1.0)})
+    exec(block, {"params": {"w": jnp.ones((8, 16))}, "grads": {"w": jnp.ones((8, 16))}, "loss": jnp.float32(1.0)})
 
 
 def test_every_command_parses():

@@ -1,4 +1,4 @@
-"""One to three minutes on two cores: VeLO with a small LSTM and few networks on one digits network, to see that it learns.
+"""One to three minutes on two cores: VeLO with a small LSTM on one digits network, to see that it learns.
 
 Expected: the meta-loss falls from 0.51 to -1.5, with estimator=pes to -1.93.
 """

@@ -135,8 +135,7 @@ def test_a_parameter_that_was_not_placed_is_named():
 def test_fifty_million_parameters_in_one_tensor_take_less_than_a_gigabyte(monkeypatch, family, limit):
     """Read off the compiled program, so nothing of that size is made."""
     monkeypatch.setattr(pieces, "LARGEST_ON_CPU", getattr(pieces, limit))
-    # Orthogonalising is three matrix products of the tensor, whatever its features.
-    tx = bind(family, orthogonalise=False) if family == "celo2" else bind(family)
+    tx = bind(family)
     params = {"w": jax.ShapeDtypeStruct((50_000, 1_000), jnp.float32)}
 
     def step(params, state, grads):

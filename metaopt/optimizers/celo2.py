@@ -58,7 +58,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
     ``vectors="adam_uncorrected"`` leaves out the bias correction and the weight decay, as
     the reference does while it meta-trains.
 
-    It has no schedule: chain ``optax.scale_by_schedule`` with one that starts at 1. It
+    It has no schedule of its own: ``metaopt.compose`` takes one, of factors. It
     reads neither ``value`` nor ``num_steps``. Memory: four float32 copies of the
     parameters, plus rows and columns.
 
@@ -115,7 +115,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
 
 
 def kinds(params):
-    """ "vector" for a rank below two or "embed" in the path, else "matrix"."""
+    """For each tensor "vector", if its rank is below two or "embed" is in its path, else "matrix"."""
     is_vector = lambda path, p: p.ndim < 2 or "embed" in jax.tree_util.keystr(path).lower()
     return jax.tree.map_with_path(lambda *leaf: "vector" if is_vector(*leaf) else "matrix", params)
 

@@ -396,3 +396,23 @@ def test_a_file_that_torch_wrote_is_read():
     assert arrays["state_dict/layer_embed.weight"].shape == (15, 32)
     with pytest.raises(UserError, match="holds weights of none of"):
         importers.read(RELEASED / "nino" / "nino_mlp_h32.pt")
+
+
+def test_an_import_overwrites_no_checkpoint(tmp_path):
+    name = tmp_path / "velo" / "mine"
+    importers.import_file(sample("velo_hyper_v2_fixed.ckpt"), name, **FLAGS)
+    before = (name / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match="already: choose another name"):
+        importers.import_file(sample("velo_adafac_h4.ckpt"), name)
+    assert (name / "manifest.json").read_bytes() == before
+
+
+def test_a_gin_value_that_is_no_literal_is_named(tmp_path):
+    (tmp_path / "config.gin").write_text("HyperV2.param_inits = {[1]: 2}\n")
+    with pytest.raises(UserError, match="HyperV2.param_inits is not a number"):
+        importers.read(sample("velo_hyper_v2_fixed.ckpt"), gin=tmp_path / "config.gin")
+
+
+def test_muvelo_is_velo_that_is_not_relative():
+    found = importers.read(sample("velo_hyper_v2_fixed.ckpt"), relative=False, **FLAGS)
+    assert found.config["relative"] is False

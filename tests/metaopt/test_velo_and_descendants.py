@@ -38,6 +38,11 @@ def test_tensors_that_are_stacked_get_the_updates_they_get_alone(monkeypatch, fa
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-8), stacked, alone)
 
 
+def test_stacks_are_bounded():
+    assert moments._stacks([3, 5, 8, 9, 11], moments.STACKED_TOGETHER // 2) == [[3, 5], [8, 9], [11]]
+    assert moments._stacks([3, 5], 2 * moments.STACKED_TOGETHER) == [[3], [5]]
+
+
 def test_muvelo_is_velo_without_the_size_of_the_tensor():
     params, grads = {"w": DRAW(0, 4, 3)}, {"w": DRAW(1, 4, 3)}
     (relative, *_), _ = updates_of(bind("velo"), params, grads)

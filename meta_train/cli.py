@@ -13,16 +13,15 @@ from tasks import data
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command. User errors are one line on stderr and exit code 2."""
+    """Runs one command; returns its exit code. User errors are one line on stderr and 2."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a resumed run should not compile again
         jax.config.update("jax_compilation_cache_dir", str(data.cache_dir() / "jax"))
     arguments = parse(argv)
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except UserError as error:
         print(f"metaopt: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -121,19 +120,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_train(arguments) -> None:
-    from meta_train import devices, run
+def run_train(arguments) -> int:
+    from meta_train import devices, preempt, run
     from meta_train import recipe as recipes
 
     chosen = recipes.override(recipes.find(arguments.recipe), arguments.settings) if arguments.recipe else None
     recipe = run.read_recipe(arguments.resume) if arguments.resume else chosen
     if recipe is None:
         raise UserError(f"name a recipe ({', '.join(recipes.names())}) or a run with --resume DIR")
-    devices.make_cpu_devices(recipe.spread(), arguments.devices)
+    devices.prepare(recipe.spread(), arguments.devices)
     if arguments.resume:
-        run.resume(arguments.resume, chosen)
+        finished = run.resume(arguments.resume, chosen)
     else:
-        run.start(recipe, arguments.dir or Path("runs") / arguments.recipe)
+        finished = run.start(recipe, arguments.dir or Path("runs") / arguments.recipe)
+    return 0 if finished else preempt.EXIT_CODE
 
 
 def run_export(arguments) -> None:

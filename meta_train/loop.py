@@ -73,10 +73,9 @@ def run(program: Program, schedule: Schedule, run_dir: Path) -> bool:
             if desk:
                 desk.close()
             store.close()
-        if step < total:
-            watch.leave(reason)
-            if desk:
-                print(f"stopped at outer step {step}; continue with: metaopt train --resume {run_dir}", flush=True)
+        watch.leave(Reason.NONE if step == total else reason)
+    if desk and step < total:
+        print(f"stopped at outer step {step}; continue with: metaopt train --resume {run_dir}", flush=True)
     return step == total
 
 

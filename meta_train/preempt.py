@@ -24,6 +24,7 @@ EXIT_CODE = 85  # of a run that stopped early and can go on
 MARKER = "REQUEUE"  # in a run directory: the batch script puts the job back into the queue
 OWNER = "owner"  # in a run directory: the process that last took it
 SLACK = 10.0  # seconds that are left when a run has stopped for its time limit
+GRACE = 5.0  # seconds for an earlier life, where it may not have ended, to write what it is writing
 
 
 class Reason(enum.IntEnum):
@@ -66,7 +67,7 @@ class Watch:
 
     A run directory belongs to the process that came last. Where SLURM gives up a node it
     starts the job elsewhere, but what ran on that node may still live: it finds here that it
-    has been replaced, and leaves without writing.
+    has been replaced, and leaves without writing more.
     """
 
     def __init__(self, run_dir: Path, received: list[Reason], dispatches_per_save: float):
@@ -88,11 +89,16 @@ class Watch:
         self.save = seconds
 
     def leave(self, reason: Reason) -> None:
-        """Leaves the marker where the job is wanted back. Raises UserError where the user is."""
+        """Gives the run directory back, with the marker where the job is wanted back in the queue.
+
+        Raises:
+          UserError: where it is the user who is wanted.
+        """
         if reason is Reason.TAKEN:
             raise UserError(
                 f"another process has taken {self._run_dir} ({OWNER} names it): this one stops and writes nothing more"
             )
+        processes.on_first((self._run_dir / OWNER).unlink)
         if reason is Reason.SELDOM:
             raise UserError(
                 f"what lies between two saves (save_every) takes about {self._interval():,.0f} s here, longer than the "
@@ -144,6 +150,10 @@ def job_times(environ: Mapping[str, str] = os.environ) -> tuple[float, float] | 
 def _claim(run_dir: Path) -> str:
     """Takes a run: whoever had it finds another mark than its own."""
     (run_dir / MARKER).unlink(missing_ok=True)
+    left_in_order = not (run_dir / OWNER).exists()
     mark = f"{socket.gethostname()} pid {os.getpid()} {uuid.uuid4().hex[:8]}\n"
     (run_dir / OWNER).write_text(mark)
+    if not left_in_order:
+        print(f"{run_dir} was not left in order: waiting {GRACE:.0f} s, something may still be writing", flush=True)
+        time.sleep(GRACE)
     return mark

@@ -1,6 +1,7 @@
 """What SLURM says, and what a process makes of it."""
 
 import os
+from datetime import datetime
 
 import pytest
 
@@ -102,11 +103,12 @@ def test_the_times_of_a_job(monkeypatch, tmp_path):
     assert preempt.job_times(both) == (100.0, 160.0)
     squeue = tmp_path / "squeue"
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("TZ", "UTC")
-    for answer, times in (
-        ("1970-01-01T00:01:40 1970-01-01T00:02:40", (100.0, 160.0)),
-        ("1970-01-01T00:01:40 NONE", None),
-    ):
+    began = datetime(2026, 11, 22, 17, 0)  # squeue prints local time
+    answers = {
+        "2026-11-22T17:00:00 2026-11-22T17:01:00": (began.timestamp(), began.timestamp() + 60),
+        "2026-11-22T17:00:00 NONE": None,
+    }
+    for answer, times in answers.items():
         squeue.write_text(f'#!/bin/sh\n[ "$3" = 7 ] && echo "{answer}"\n')
         squeue.chmod(0o755)
         assert preempt.job_times({"SLURM_JOB_ID": "7"}) == times

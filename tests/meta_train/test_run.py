@@ -192,7 +192,7 @@ def test_a_damaged_state_is_skipped_and_made_again(tmp_path, capsys, finished, f
     damage(folder / "state" / "4", fault)
     run.resume(folder)
     out = capsys.readouterr().out
-    assert "warning: skipped what" in out and f"outer step 4: " in out and said in out and "at outer step 2" in out
+    assert "warning: skipped what" in out and "outer step 4: " in out and said in out and "at outer step 2" in out
     jax.tree.map(np.testing.assert_array_equal, run.read_theta(folder), run.read_theta(finished))
     assert [p.name for p in (folder / "damaged").iterdir()] == ["4"] and steps(folder) == [1, 2, 3, 4]
 

@@ -71,11 +71,11 @@ def measure(task: Task, entrant: Entrant, settings: Settings, draws: Iterable[in
     """
     tuning_keys = jax.random.split(jax.random.key(1), settings.tuning_seeds)
     report_keys = jax.random.split(jax.random.key(2), settings.seeds)
-    rates = entrant.rates
     run = trainer(task, lambda rate: entrant.make(rate, settings.num_steps), settings.num_steps, settings.every)
     for draw in draws:
         problem_key = jax.random.fold_in(jax.random.key(3), draw)
         common = {"task": task.name, "draw": draw, "optimizer": entrant.name}
+        rates = entrant.rates
         rate = rates[0]
         if len(rates) > 1:
             curves = jax.device_get(run(jnp.array(rates), problem_key, tuning_keys))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from meta_train import mirrors
 from metaopt.errors import UserError
 from tasks import data
 
@@ -47,6 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--dir", type=Path, help="run directory (default: runs/RECIPE)")
     train.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR")
     train.add_argument("--devices", type=int, help="CPU devices to make (default: one per core, if the samples divide)")
+    train.add_argument(
+        "--log",
+        choices=mirrors.KINDS,
+        help="mirror the metrics; a resumed run keeps the mirrors it has (default: none)",
+    )
     train.set_defaults(run=run_train)
 
     export = commands.add_parser("export", help="turn a run into a checkpoint")
@@ -159,9 +165,9 @@ def run_train(arguments) -> None:
         raise UserError(f"name a recipe ({', '.join(recipes.names())}) or a run with --resume DIR")
     devices.make_cpu_devices(recipe.spread(), arguments.devices)
     if arguments.resume:
-        run.resume(arguments.resume, chosen)
+        run.resume(arguments.resume, chosen, arguments.log)
     else:
-        run.start(recipe, arguments.dir or Path("runs") / arguments.recipe)
+        run.start(recipe, arguments.dir or Path("runs") / arguments.recipe, arguments.log)
 
 
 def run_export(arguments) -> None:

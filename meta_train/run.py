@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from meta_train import devices, estimators, outer, strategies
+from meta_train import devices, estimators, mirrors, outer, strategies
 from meta_train import recipe as recipes
 from meta_train.inner import supervised
 from meta_train.log import Log, Progress
@@ -59,12 +59,20 @@ def compile_recipe(recipe: Recipe, mesh: Mesh) -> Program:
     return Program(jax.jit(init, out_shardings=outer.shardings(mesh)), chunk)
 
 
-def start(recipe: Recipe, run_dir: Path) -> Path:
+def start(recipe: Recipe, run_dir: Path, mirror: str | None = None) -> Path:
     """Begins a new run in a new or empty folder and carries it to its end.
 
+    Args:
+      recipe: what to do.
+      run_dir: the folder.
+      mirror: where the metrics go besides metrics.jsonl, see ``meta_train.mirrors``.
+
     Raises:
-      UserError: if the folder holds something or cannot be written.
+      UserError: if the folder holds something or cannot be written, or what the mirror
+        needs is not installed.
     """
+    if mirror:
+        mirrors.check(mirror)
     if run_dir.exists() and any(run_dir.iterdir()):
         remedy = "continue it with --resume" if (run_dir / "config.json").exists() else "choose another"
         raise UserError(f"run directory {run_dir} is not empty: {remedy}")
@@ -74,20 +82,24 @@ def start(recipe: Recipe, run_dir: Path) -> Path:
         if recipe.start:  # kept, so that a run goes on whatever becomes of the checkpoint
             shutil.copytree(checkpoint.find(recipe.start), run_dir / START)
         (run_dir / "config.json").write_text(json.dumps(recipe_json(recipe), indent=2) + "\n")
+        if mirror:
+            mirrors.choose(run_dir, mirror)
     except OSError as error:
         raise UserError(f"cannot write to run directory {run_dir}: {error.strerror}") from error
     return _train(recipe, run_dir)
 
 
-def resume(run_dir: Path, recipe: Recipe | None = None) -> Path:
+def resume(run_dir: Path, recipe: Recipe | None = None, mirror: str | None = None) -> Path:
     """Continues a run from its newest complete state, as if it had never stopped.
 
     Args:
       run_dir: of the run.
       recipe: where given, must be the run's own.
+      mirror: one more for its metrics, see ``meta_train.mirrors``; those it has, it keeps.
 
     Raises:
-      UserError: if there is no run, or ``recipe`` is another one.
+      UserError: if there is no run, or ``recipe`` is another one, or what the mirror
+        needs is not installed.
     """
     stored = read_recipe(run_dir)
     if recipe is not None and recipe != stored:
@@ -96,6 +108,9 @@ def resume(run_dir: Path, recipe: Recipe | None = None) -> Path:
         raise UserError(f"{run_dir} is a run of another recipe: {', '.join(different)}; leave the recipe out to resume")
     if not os.access(run_dir, os.W_OK):
         raise UserError(f"cannot write to run directory {run_dir}: permission denied")
+    if mirror:
+        mirrors.check(mirror)
+        mirrors.choose(run_dir, mirror)
     return _train(stored, run_dir)
 
 

@@ -10,7 +10,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from meta_train import devices, estimators, loop, outer, processes, state, strategies
+from meta_train import devices, estimators, loop, mirrors, outer, processes, state, strategies
 from meta_train import recipe as recipes
 from meta_train.inner import supervised
 from meta_train.recipe import Recipe
@@ -44,30 +44,40 @@ def compile_recipe(recipe: Recipe, mesh: Mesh) -> loop.Program:
     return loop.Program(jax.jit(init, out_shardings=outer.shardings(mesh)), chunk)
 
 
-def start(recipe: Recipe, run_dir: Path) -> bool:
+def start(recipe: Recipe, run_dir: Path, mirror: str | None = None) -> bool:
     """Begins a new run in a new or empty folder and carries it to its end; every process of a step calls this.
+
+    Args:
+      recipe: what to do.
+      run_dir: the folder.
+      mirror: where the metrics go besides metrics.jsonl, see ``meta_train.mirrors``.
 
     Returns:
       Whether it is done: a signal or the time limit of a job ends a run early.
 
     Raises:
-      UserError: if the folder holds something or cannot be written.
+      UserError: if the folder holds something or cannot be written, or what the mirror
+        needs is not installed.
     """
+    if mirror:
+        mirrors.check(mirror)
     processes.on_first(lambda: _check_empty(run_dir))
     compile_recipe(recipe, devices.mesh())  # what cannot be built leaves nothing behind
-    processes.on_first(lambda: _make(recipe, run_dir))
+    processes.on_first(lambda: _make(recipe, run_dir, mirror))
     return _train(recipe, run_dir)
 
 
-def resume(run_dir: Path, recipe: Recipe | None = None) -> bool:
+def resume(run_dir: Path, recipe: Recipe | None = None, mirror: str | None = None) -> bool:
     """Continues a run from its newest whole state, as if it had never stopped; returns as ``start`` does.
 
     Args:
       run_dir: of the run.
       recipe: where given, must be the run's own.
+      mirror: one more for its metrics, see ``meta_train.mirrors``; those it has, it keeps.
 
     Raises:
-      UserError: if there is no run, or ``recipe`` is another one.
+      UserError: if there is no run, or ``recipe`` is another one, or what the mirror
+        needs is not installed.
     """
     stored = read_recipe(run_dir)
     if recipe is not None and recipe != stored:
@@ -76,6 +86,9 @@ def resume(run_dir: Path, recipe: Recipe | None = None) -> bool:
         raise UserError(f"{run_dir} is a run of another recipe: {', '.join(different)}; leave the recipe out to resume")
     if not os.access(run_dir, os.W_OK):
         raise UserError(f"cannot write to run directory {run_dir}: permission denied")
+    if mirror:
+        mirrors.check(mirror)
+        processes.on_first(lambda: mirrors.choose(run_dir, mirror))
     return _train(stored, run_dir)
 
 
@@ -117,12 +130,18 @@ def _check_empty(run_dir: Path) -> None:
         raise UserError(f"run directory {run_dir} is not empty: {remedy}")
 
 
-def _make(recipe: Recipe, run_dir: Path) -> None:
+def _make(recipe: Recipe, run_dir: Path, mirror: str | None) -> None:
+    """Makes the folder beside its place, then moves it there: a kill in between leaves no half of a run."""
+    unfinished = run_dir.with_name(f".{run_dir.name}.new")
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
         if recipe.start:  # kept, so that a run goes on whatever becomes of the checkpoint
-            shutil.copytree(checkpoint.find(recipe.start), run_dir / START)
-        (run_dir / "config.json").write_text(json.dumps(recipe_json(recipe), indent=2) + "\n")
+            shutil.copytree(checkpoint.find(recipe.start), unfinished / START)
+        (unfinished / "config.json").write_text(json.dumps(recipe_json(recipe), indent=2) + "\n")
+        if mirror:
+            mirrors.choose(unfinished, mirror)
+        unfinished.replace(run_dir)
     except OSError as error:
         raise UserError(f"cannot write to run directory {run_dir}: {error.strerror}") from error
 

@@ -50,7 +50,9 @@ def main() -> None:
     print("processes devices samples/device  measured  predicted  outer steps/s")
     for row in rows:
         many = row["processes"] > 1
-        t = predict(row["devices"], row["samples_per_device"], compute, reduces, network if many else within, agree * many)
+        t = predict(
+            row["devices"], row["samples_per_device"], compute, reduces, network if many else within, agree * many
+        )
         seen = row["outer_step_s"]
         print(
             f"{row['processes']:9} {row['devices']:7} {row['samples_per_device']:14} {1 / seen:9.2f} {1 / t:10.2f}"
@@ -71,7 +73,10 @@ def measure(num_processes: int, devices_per_process: int, samples: int) -> dict:
     command = [sys.executable, "-m", "tests.bench.scale_worker", str(samples), str(devices_per_process)]
     step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "127.0.0.1"}
     step |= {"SLURM_STEP_NUM_TASKS": str(num_processes), "SLURM_STEP_TASKS_PER_NODE": str(num_processes)}
-    places = [step | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} if num_processes > 1 else {} for i in range(num_processes)]
+    places = [
+        step | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} if num_processes > 1 else {}
+        for i in range(num_processes)
+    ]
     workers = [subprocess.Popen(command, env=os.environ | place, stdout=subprocess.PIPE, text=True) for place in places]
     outputs = [worker.communicate(timeout=600)[0] for worker in workers]
     if any(worker.returncode for worker in workers):
@@ -86,7 +91,7 @@ def fit_compute(rows: list[dict]) -> tuple[float, float]:
 
 
 def fit_network(seconds: dict[str, float]) -> tuple[float, float]:
-    """(latency, bandwidth) of two on a ring: ``2 latency + bytes / bandwidth``, through the smallest and the largest."""
+    """(latency, bandwidth) of two on a ring, ``2 latency + bytes / bandwidth``, through smallest and largest."""
     sizes = sorted(map(int, seconds))
     small, large = seconds[str(sizes[0])], seconds[str(sizes[-1])]
     bandwidth = (sizes[-1] - sizes[0]) / (large - small)

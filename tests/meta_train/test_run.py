@@ -252,3 +252,9 @@ def test_a_run_without_a_usable_gradient_says_so_and_leaves_theta_alone(tmp_path
     assert "no usable meta-gradient up to outer step 4" in capsys.readouterr().out
     fresh = EXPLOSIVE.learned_optimizer().init(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, run.read_theta(folder)[0], fresh)
+
+
+def test_what_a_killed_start_left_is_no_run(tmp_path):
+    (tmp_path / ".run.new" / "start").mkdir(parents=True)
+    assert run.start(TINY, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

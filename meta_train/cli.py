@@ -84,16 +84,15 @@ def build_parser() -> argparse.ArgumentParser:
     info.set_defaults(run=run_info)
 
     evaluate = commands.add_parser("evaluate", help="compare a checkpoint with tuned baselines")
-    evaluate.add_argument("name", help="of a checkpoint, or its folder")
-    evaluate.add_argument("--suite", default="heldout-small")
-    evaluate.add_argument("--tasks", help="only these of the suite, comma separated")
-    evaluate.add_argument("--baselines", default="adamw,sgdm,lion", help="comma separated; the first is the reference")
-    evaluate.add_argument("--steps", type=int, default=2000)
-    evaluate.add_argument("--seeds", type=int, default=10, help="reported runs of each optimizer on each problem")
-    evaluate.add_argument("--draws", type=int, default=1, help="problems drawn from each task")
-    evaluate.add_argument("--out", type=Path, help="folder (default: reports/NAME-SUITE)")
+    add_evaluation(evaluate)
+    evaluate.add_argument("--part", type=int, metavar="I", help="compute this part alone; metaopt merge joins them")
     evaluate.add_argument("--record", action="store_true", help="write the result into the checkpoint's manifest")
     evaluate.set_defaults(run=run_evaluate)
+
+    merge = commands.add_parser("merge", help="join the parts of an evaluation")
+    merge.add_argument("dir", type=Path, help="the --out of its parts")
+    merge.add_argument("--record", action="store_true", help="write the result into the checkpoint's manifest")
+    merge.set_defaults(run=run_merge)
 
     report = commands.add_parser("report", help="draw a report again from its results.jsonl")
     report.add_argument("dir", type=Path)
@@ -119,6 +118,35 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--out", type=Path, default=Path("reports/coord-check"), help="folder of json and picture")
     check.set_defaults(run=run_coord_check)
     return parser
+
+
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """What an evaluation is of, and where it goes: see ``evaluation``."""
+    parser.add_argument("name", help="of a checkpoint, or its folder")
+    parser.add_argument("--suite", default="heldout-small")
+    parser.add_argument("--tasks", help="only these of the suite, comma separated")
+    parser.add_argument("--baselines", default="adamw,sgdm,lion", help="comma separated; the first is the reference")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=10, help="reported runs of each optimizer on each problem")
+    parser.add_argument("--draws", type=int, default=1, help="problems drawn from each task")
+    parser.add_argument("--block", type=int, default=1, help="draws in a part, for --part (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder (default: reports/NAME-SUITE)")
+
+
+def evaluation(arguments):
+    """The ``evaluate.Request`` that the options of ``add_evaluation`` make, and the folder for its results."""
+    from meta_train.evaluate import Request
+    from metaopt.evaluation.compare import Settings
+
+    request = Request(
+        arguments.name,
+        arguments.suite,
+        tuple(arguments.baselines.split(",")),
+        Settings(num_steps=arguments.steps, seeds=arguments.seeds, draws=arguments.draws),
+        tuple(arguments.tasks.split(",")) if arguments.tasks else None,
+        arguments.block,
+    )
+    return request, arguments.out or Path("reports") / f"{request.label}-{request.suite}"
 
 
 def run_train(arguments) -> None:
@@ -166,19 +194,27 @@ def run_info(arguments) -> None:
 
 
 def run_evaluate(arguments) -> None:
-    from meta_train.evaluate import evaluate
-    from metaopt import checkpoint
-    from metaopt.evaluation import report
-    from metaopt.evaluation.compare import Settings
+    from meta_train import evaluate
 
-    settings = Settings(num_steps=arguments.steps, seeds=arguments.seeds, draws=arguments.draws)
-    out = arguments.out or Path("reports") / f"{Path(arguments.name).name}-{arguments.suite}"
-    only = arguments.tasks.split(",") if arguments.tasks else None
-    evaluate(arguments.name, arguments.suite, arguments.baselines.split(","), settings, out, only)
-    print(report.text_table(out))
-    print(f"report: {report.write(out)}")
+    request, out = evaluation(arguments)
+    if arguments.part is not None:
+        if arguments.record:
+            raise UserError("a part has no result to record: leave --record to metaopt merge")
+        print(evaluate.evaluate_part(request, out, arguments.part))
+        return
+    evaluate.evaluate(request, out)
+    run_report(argparse.Namespace(dir=out))
     if arguments.record:
-        checkpoint.record(arguments.name, results={arguments.suite: report.result(out)})
+        evaluate.record(request.name, out)
+
+
+def run_merge(arguments) -> None:
+    from meta_train import evaluate, merge
+
+    name = merge.merge(arguments.dir)
+    run_report(arguments)
+    if arguments.record:
+        evaluate.record(name, arguments.dir)
 
 
 def run_report(arguments) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -53,32 +53,37 @@ def learned(name: str, bind: Callable[[int], optax.GradientTransformation]) -> E
 
 
 def compare(task: Task, entrants: Sequence[Entrant], settings: Settings) -> Iterator[Row]:
-    """Runs every entrant on every draw of one task.
+    """Every entrant on every draw of one task: ``measure`` for each."""
+    for entrant in entrants:
+        yield from measure(task, entrant, settings, range(settings.draws))
+
+
+def measure(task: Task, entrant: Entrant, settings: Settings, draws: Iterable[int]) -> Iterator[Row]:
+    """Runs one entrant on some draws of one task.
 
     The rate of an entrant is the one with the lowest median validation loss at the
     end over the tuning seeds; a loss that is not finite counts as infinite. Reported
     are fresh seeds. Seeds fix initial parameters and batches, the same for everybody.
+    A draw is tuned by itself, so its rows do not depend on the other draws.
 
     Yields:
       Rows with "phase" "tuning" (final losses of each rate) and "report" (curves).
     """
     tuning_keys = jax.random.split(jax.random.key(1), settings.tuning_seeds)
     report_keys = jax.random.split(jax.random.key(2), settings.seeds)
-    for entrant in entrants:
-        make = lambda rate, entrant=entrant: entrant.make(rate, settings.num_steps)
-        run = trainer(task, make, settings.num_steps, settings.every)
-        for draw in range(settings.draws):
-            problem_key = jax.random.fold_in(jax.random.key(3), draw)
-            common = {"task": task.name, "draw": draw, "optimizer": entrant.name}
-            rates = entrant.rates
-            rate = rates[0]
-            if len(rates) > 1:
-                curves = jax.device_get(run(jnp.array(rates), problem_key, tuning_keys))
-                yield from _tuning_rows(common, rates, curves)
-                final = np.where(np.isfinite(curves.valid[..., -1]), curves.valid[..., -1], np.inf)
-                rate = rates[int(np.argmin(statistics.median(final)))]
-            curves = jax.device_get(run(jnp.array([rate]), problem_key, report_keys))
-            yield from _report_rows(common, rate, rates, curves)
+    run = trainer(task, lambda rate: entrant.make(rate, settings.num_steps), settings.num_steps, settings.every)
+    for draw in draws:
+        problem_key = jax.random.fold_in(jax.random.key(3), draw)
+        common = {"task": task.name, "draw": draw, "optimizer": entrant.name}
+        rates = entrant.rates
+        rate = rates[0]
+        if len(rates) > 1:
+            curves = jax.device_get(run(jnp.array(rates), problem_key, tuning_keys))
+            yield from _tuning_rows(common, rates, curves)
+            final = np.where(np.isfinite(curves.valid[..., -1]), curves.valid[..., -1], np.inf)
+            rate = rates[int(np.argmin(statistics.median(final)))]
+        curves = jax.device_get(run(jnp.array([rate]), problem_key, report_keys))
+        yield from _report_rows(common, rate, rates, curves)
 
 
 def _tuning_rows(common: Row, rates, curves: Curves) -> Iterator[Row]:

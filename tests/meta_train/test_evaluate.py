@@ -1,0 +1,171 @@
+"""An evaluation in parts: the same results, and one clear line for what is amiss."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import pytest
+
+from meta_train import cli, evaluate
+from meta_train.evaluate import Part, Request
+from meta_train.merge import merge
+from metaopt import checkpoint, optimizers
+from metaopt.errors import UserError
+from metaopt.evaluation import compare
+
+OPTIONS = ["--suite", "quadratics", "--baselines", "sgdm", "--steps", "40", "--seeds", "2", "--draws", "3"]
+REQUEST = Request(
+    "mine", "quadratics", ("sgdm",), compare.Settings(num_steps=40, seeds=2, draws=3), only=("quadratic",), block=2
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a checkpoint, its evaluation in ``whole`` and all four parts of it in ``split``."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METAOPT_CHECKPOINTS", str(folder))
+        save(0.3)
+        evaluate.evaluate(REQUEST, folder / "whole")
+        for index in reversed(range(4)):  # in any order, as a job array makes them
+            evaluate.evaluate_part(REQUEST, folder / "split", index)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(home, monkeypatch):
+    monkeypatch.setenv("METAOPT_CHECKPOINTS", str(home))
+
+
+def save(rate):
+    theta = optimizers.build("hand", learning_rate=rate).init(jax.random.key(0))
+    checkpoint.save("mine", "hand", {"learning_rate": rate}, theta, meta_trained_on=[])
+
+
+@pytest.fixture
+def parts(home, tmp_path):
+    return shutil.copytree(home / "split", tmp_path / "split")
+
+
+def edit(path, **changes):
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(header) | changes), *rows]) + "\n")
+
+
+def test_the_plan_covers_every_problem_once_in_the_order_of_the_results(home):
+    assert evaluate.plan(REQUEST) == [
+        Part("quadratic", "sgdm", range(0, 2)),
+        Part("quadratic", "sgdm", range(2, 3)),
+        Part("quadratic", "mine", range(0, 2)),
+        Part("quadratic", "mine", range(2, 3)),
+    ]
+    rows = [json.loads(row) for row in (home / "whole" / "results.jsonl").read_text().splitlines()[1:]]
+    reported = [(row["task"], row["optimizer"], row["draw"]) for row in rows if row["phase"] == "report"]
+    planned = [(p.task, p.optimizer, draw) for p in evaluate.plan(REQUEST) for draw in p.draws]
+    assert reported == [problem for problem in planned for _ in range(2)]  # two seeds
+
+
+def test_merged_parts_are_the_whole(home, parts):
+    assert merge(parts) == "mine"
+    assert (parts / "results.jsonl").read_bytes() == (home / "whole" / "results.jsonl").read_bytes()
+    evaluate.evaluate_part(REQUEST, parts, 1)  # a requeued index
+    merge(parts)
+    assert (parts / "results.jsonl").read_bytes() == (home / "whole" / "results.jsonl").read_bytes()
+    assert sorted(path.name for path in (parts / "parts").iterdir()) == [f"{i}.jsonl" for i in range(4)]
+
+
+def test_missing_parts_are_named_with_the_command_that_makes_them(capsys, parts):
+    for index in (1, 3):
+        (parts / "parts" / f"{index}.jsonl").unlink()
+    with pytest.raises(
+        UserError, match=r"lacks 2 of 4 parts: make I=1,3 with: metaopt (evaluate .*) --part I"
+    ) as error:
+        merge(parts)
+    assert not (parts / "results.jsonl").exists()
+    command = str(error.value).partition("with: metaopt ")[2]
+    for index in (1, 3):
+        assert cli.main(command.replace("--part I", f"--part {index}").split()) == 0
+    capsys.readouterr()
+    merge(parts)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_steps": 60}, "parts/2.jsonl is of another evaluation than .*/0.jsonl: num_steps 60 and not 40"),
+        ({"weights_sha256": "beef"}, "another evaluation .*: weights_sha256 beef"),
+        ({"of": 8}, "another evaluation .*: of 8 and not 4"),
+    ],
+)
+def test_parts_of_another_evaluation_are_named(parts, changes, message):
+    edit(parts / "parts" / "2.jsonl", **changes)
+    with pytest.raises(UserError, match=message):
+        merge(parts)
+    assert not (parts / "results.jsonl").exists()
+
+
+def test_parts_may_come_from_several_kinds_of_device(parts):
+    edit(parts / "parts" / "2.jsonl", device="abacus")
+    merge(parts)
+    device = jax.devices()[0].device_kind
+    header = json.loads((parts / "results.jsonl").read_text().splitlines()[0])
+    assert header["device"] == f"abacus, {device}"
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}"])
+def test_a_damaged_part_is_named(parts, text):
+    (parts / "parts" / "2.jsonl").write_text(text)
+    with pytest.raises(UserError, match="parts/2.jsonl is damaged: .*; make this part again"):
+        merge(parts)
+
+
+def test_a_folder_without_parts_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no parts: make them with metaopt evaluate NAME --out"):
+        merge(tmp_path)
+
+
+def test_a_part_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_):
+        yield {"phase": "report"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate_part(REQUEST, tmp_path, 0)
+    assert list((tmp_path / "parts").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        (["--part", "6"], "there is no part 6: this evaluation has the parts 0 to 5"),
+        (["--part", "-1"], "there is no part -1"),
+        (["--part", "0", "--record"], "leave --record to metaopt merge"),
+        (["--part", "0", "--block", "0"], "a block must be at least 1 draw, got 0"),
+        (["--part", "0", "--out", "file"], "cannot write results to file/parts: Not a directory"),
+    ],
+)
+def test_mistakes_in_parts(capsys, tmp_path, monkeypatch, extra, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert cli.main(["evaluate", "mine", *OPTIONS, *extra]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_merged_result_is_recorded_unless_the_weights_have_changed(capsys, parts):
+    assert cli.main(["merge", str(parts), "--record"]) == 0
+    assert f"report: {parts / 'report.html'}" in capsys.readouterr().out
+    assert checkpoint.read_manifest("mine")["results"]["quadratics"]["num_problems"] == 3
+    save(0.2)
+    assert cli.main(["merge", str(parts), "--record"]) == 2
+    assert "is of other weights than mine has now" in capsys.readouterr().err
+    assert "results" not in checkpoint.read_manifest("mine")
+    save(0.3)
+
+
+def test_the_options_of_a_request_ask_for_it_again():
+    for request in (REQUEST, dataclasses.replace(REQUEST, only=None, baselines=("lion", "adamw"))):
+        again, _ = cli.evaluation(cli.parse(["evaluate", *request.options()]))
+        assert again == request

@@ -27,13 +27,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    end = argv.index("--") if "--" in argv else len(argv)
+    arguments, rest = parser.parse_known_args(argv[:end])
     # argparse takes no more positionals after an option: "train RECIPE --dir D name=value".
     settings = [word for word in rest if "=" in word and not word.startswith("-")]
     if rest and (rest != settings or "settings" not in arguments):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if settings:
         arguments.settings += settings
+    if "sbatch" in arguments:
+        arguments.sbatch = argv[end + 1 :]
+    elif argv[end:]:
+        parser.error("only submit takes options, those of sbatch, behind --")
     return arguments
 
 
@@ -99,6 +105,9 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("--record", action="store_true", help="write the result into the checkpoint's manifest")
     merge.set_defaults(run=run_merge)
 
+    submit = commands.add_parser("submit", help="hand work to SLURM")
+    add_submissions(submit.add_subparsers(required=True, metavar="WORK"))
+
     report = commands.add_parser("report", help="draw a report again from its results.jsonl")
     report.add_argument("dir", type=Path)
     report.set_defaults(run=run_report)
@@ -136,6 +145,30 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draws", type=int, default=1, help="problems drawn from each task")
     parser.add_argument("--block", type=int, default=1, help="draws in a part, for --part (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder (default: reports/NAME-SUITE)")
+
+
+def add_submissions(works) -> None:
+    """``metaopt submit ...``; what is behind -- goes to sbatch."""
+    train = works.add_parser("train", help="a run, or a run to go on with")
+    train.add_argument("recipe", nargs="?", help="name of a recipe")
+    train.add_argument("settings", nargs="*", metavar="name=value", help="changes to the recipe")
+    train.add_argument("--dir", type=Path, help="run directory (default: runs/RECIPE)")
+    train.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR")
+
+    sweep = works.add_parser("sweep", help="recipes x overrides, a job array")
+    sweep.add_argument(
+        "settings", nargs="+", metavar="RECIPE ... name=value,value", help="recipes, and the values of settings"
+    )
+    sweep.add_argument("--dir", type=Path, required=True, help="folder of the run directories and of their table")
+
+    evaluate = works.add_parser("evaluate", help="an evaluation in parts, a job array, and the job that joins them")
+    add_evaluation(evaluate)
+
+    for work, run in ((train, run_submit_train), (sweep, run_submit_sweep), (evaluate, run_submit_evaluate)):
+        work.add_argument("--dry-run", action="store_true", help="print the sbatch commands, do nothing")
+        work.set_defaults(run=run, sbatch=[])
+    for array in (sweep, evaluate):
+        array.add_argument("--at-once", type=int, metavar="N", help="how many run at the same time (default: all)")
 
 
 def evaluation(arguments):
@@ -221,6 +254,39 @@ def run_merge(arguments) -> None:
     run_report(arguments)
     if arguments.record:
         evaluate.record(name, arguments.dir)
+
+
+def run_submit_train(arguments) -> None:
+    from meta_train import recipe as recipes
+    from meta_train import submit
+
+    if arguments.resume and not arguments.recipe:
+        jobs = submit.resume(arguments.resume)
+    elif arguments.recipe and not arguments.resume:
+        folder = arguments.dir or Path("runs") / arguments.recipe
+        jobs = submit.train(arguments.recipe, arguments.settings, folder)
+    else:
+        raise UserError(f"name a recipe ({', '.join(recipes.names())}) or a run with --resume DIR, one of them")
+    submit.send(jobs, arguments.sbatch, arguments.dry_run)
+
+
+def run_submit_sweep(arguments) -> None:
+    from meta_train import submit, sweep
+
+    runs = sweep.plan(arguments.settings, arguments.dir)
+    jobs = submit.sweep_array(runs, arguments.dir, arguments.at_once)
+    for index, run in enumerate(runs):
+        print(f"{index:4d}  {run.folder}")
+    if not arguments.dry_run:
+        sweep.write(runs, arguments.dir)
+    submit.send(jobs, arguments.sbatch, arguments.dry_run)
+
+
+def run_submit_evaluate(arguments) -> None:
+    from meta_train import submit
+
+    jobs = submit.evaluation(*evaluation(arguments), arguments.at_once)
+    submit.send(jobs, arguments.sbatch, arguments.dry_run)
 
 
 def run_report(arguments) -> None:

@@ -22,5 +22,9 @@ assert bool(jnp.all(jnp.isfinite(updates["w"])))
 with tempfile.TemporaryDirectory() as folder:
     settings = ["outer_steps=20", "save_every=20", "--dir", f"{folder}/run"]
     subprocess.run([sys.executable, "-m", "meta_train.cli", "train", "quadratics", *settings], check=True)
+    submit = ["submit", "train", "quadratics", "--dir", f"{folder}/other", "--dry-run"]
+    printed = subprocess.check_output([sys.executable, "-m", "meta_train.cli", *submit], text=True)
+    script = next(Path(word) for word in printed.split() if word.endswith("meta_train.sbatch"))
+    assert script.is_relative_to(wheel) and (script.parent / "requeue.sh").is_file(), printed
     subprocess.run([sys.executable, "-m", "meta_train.cli", "info", "small-fc-images"], check=True, capture_output=True)
 print(f"the wheel in {wheel} works")

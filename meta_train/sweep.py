@@ -1,0 +1,107 @@
+"""A sweep: recipes x overrides, a run directory for each, and the table that a job array reads by index."""
+
+import itertools
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from meta_train import recipe as recipes
+from metaopt.errors import UserError
+
+TABLE = "sweep.tsv"  # in the folder of a sweep
+
+
+class Run(NamedTuple):
+    """One combination. Its line of the table has these, between tabs."""
+
+    folder: Path
+    recipe: str
+    settings: tuple[str, ...]  # name=value
+
+    def line(self) -> str:
+        return "\t".join([str(self.folder), self.recipe, *self.settings])
+
+
+def plan(words: list[str], folder: Path) -> list[Run]:
+    """Every recipe with every combination of the values, in the order in which they were typed.
+
+    Args:
+      words: recipes, and settings as ``name=value,value,...``. Commas inside brackets or
+        quotes belong to the value.
+      folder: of the sweep. A run's own, in it, is named by its recipe and by the
+        settings that have several values.
+
+    Raises:
+      UserError: for a combination that is no recipe, or is there twice.
+    """
+    names, grid = [word for word in words if "=" not in word], _grid([word for word in words if "=" in word])
+    if not names:
+        raise UserError(f"name the recipes of the sweep (known: {', '.join(recipes.names())})")
+    runs: list[Run] = []
+    seen: dict[str, Run] = {}
+    for name, *values in itertools.product(names, *grid.values()):
+        settings = tuple(f"{setting}={value}" for setting, value in zip(grid, values, strict=True))
+        varied = [s for s, candidates in zip(settings, grid.values(), strict=True) if len(candidates) > 1]
+        run = Run(folder / _readable(",".join([name, *varied])), name, settings)
+        # What is the same run or the same folder, however it was typed, e.g. 0.1 and 1e-1.
+        for same in (f"{name} {recipes.override(recipes.find(name), list(settings))}", str(run.folder)):
+            if same in seen:
+                raise UserError(f"the sweep has one run twice: {_typed(seen[same])} and {_typed(run)}")
+            seen[same] = run
+        runs.append(run)
+    return runs
+
+
+def write(runs: list[Run], folder: Path) -> Path:
+    """Writes the table, unless it is there already.
+
+    Raises:
+      UserError: if the folder has the table of another sweep, or cannot be written.
+    """
+    table = folder / TABLE
+    text = "".join(run.line() + "\n" for run in runs)
+    if table.exists() and table.read_text() != text:
+        raise UserError(f"{table} is of another sweep: choose another folder, or repeat the words of that one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        table.write_text(text)
+    except OSError as error:
+        raise UserError(f"cannot write {table}: {error.strerror}") from error
+    return table
+
+
+def _grid(settings: list[str]) -> dict[str, list[str]]:
+    grid: dict[str, list[str]] = {}
+    for setting in settings:
+        name, _, values = setting.partition("=")
+        if name in grid:
+            raise UserError(f"{name} is given twice: write all its values as {name}=value,value")
+        grid[name] = _values(values)
+        if "" in grid[name]:
+            raise UserError(f"{setting} has an empty value: remove a comma")
+    return grid
+
+
+def _values(text: str) -> list[str]:
+    """Splits at the commas outside brackets and quotes; a quoted value with a comma loses its quotes."""
+    values, depth, quote = [""], 0, ""
+    for character in text:
+        if character == "," and not depth and not quote:
+            values.append("")
+            continue
+        values[-1] += character
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += (character in "([{") - (character in ")]}")
+    return [value[1:-1] if "," in value and value[0] == value[-1] and value[0] in "'\"" else value for value in values]
+
+
+def _readable(name: str) -> str:
+    return re.sub(r"[^\w.,=+-]+", "-", name)
+
+
+def _typed(run: Run) -> str:
+    return " ".join([run.recipe, *run.settings])

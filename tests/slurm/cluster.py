@@ -1,0 +1,44 @@
+"""Jobs on the cluster that SLURM_CONF names: submit one, watch it, wait for it."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parents[2] / "slurm"
+
+
+def call(*command, **environment) -> str:
+    """The output of a command, which must succeed."""
+    words = [str(word) for word in command]
+    environment = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60, env=environment).stdout.strip()
+
+
+def submit(script: str, *arguments, options=(), **environment) -> str:
+    """Submits a script of ``slurm/`` and returns the number of the job."""
+    return call("sbatch", "--parsable", *options, SCRIPTS / script, *arguments, **environment)
+
+
+def state(job: str) -> str:
+    """PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, CANCELLED, ..."""
+    return call("squeue", "-h", "-t", "all", "-j", job, "-o", "%T")
+
+
+def lives(job: str) -> int:
+    """How often the job was begun."""
+    return 1 + int(call("scontrol", "show", "job", job).partition("Restarts=")[2].split()[0])
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def wait_for_end(job: str, seconds: float = 120) -> str:
+    """Waits until the job has ended for good and returns its last state."""
+    wait_until(lambda: state(job) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"), seconds)
+    return state(job)

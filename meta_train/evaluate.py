@@ -70,7 +70,7 @@ def plan(request: Request) -> list[Part]:
     """The parts of an evaluation, in the order of ``results.jsonl``.
 
     Raises:
-      UserError: for an unknown name, or missing data.
+      UserError: for an unknown name, one given twice, or missing data.
     """
     checkpoint.find(request.name)
     for baseline in request.baselines:
@@ -79,6 +79,9 @@ def plan(request: Request) -> list[Part]:
     draws = range(request.settings.draws)
     blocks = [draws[first : first + request.block] for first in draws[:: request.block]]
     names = [*request.baselines, request.label]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two optimizers are called {name!r}: name a baseline once, and no checkpoint like one")
     return [Part(task.name, name, block) for task in _tasks(request) for name in names for block in blocks]
 
 

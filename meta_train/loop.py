@@ -69,11 +69,11 @@ def run(program: Program, schedule: Schedule, run_dir: Path) -> bool:
                     began = time.monotonic()
                     store.save(state, _meta_loss(metrics))
                     watch.saved(time.monotonic() - began)
+            watch.leave(Reason.NONE if step == total else reason)  # before closing, which may take its time
         finally:
             if desk:
                 desk.close()
             store.close()
-        watch.leave(Reason.NONE if step == total else reason)
     if desk and step < total:
         print(f"stopped at outer step {step}; continue with: metaopt train --resume {run_dir}", flush=True)
     return step == total

@@ -49,7 +49,12 @@ class Wandb:
             self._run.log(_values(row), step=row["step"])
 
     def close(self) -> None:
-        self._run.finish()
+        import wandb
+
+        try:
+            self._run.finish()
+        finally:
+            wandb.teardown()  # else it prints a traceback at exit where a signal has ended its helper process
 
 
 class TensorBoard:
@@ -115,18 +120,20 @@ class Mirrors:
                     mirror.write(lacking)
 
     def close(self) -> None:
-        for name, mirror in list(self._open.items()):
+        for name in list(self._open):
             with self._guarded(name):
-                mirror.close()
+                self._open.pop(name).close()
 
     @contextlib.contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # whatever it is: metrics.jsonl has every row
-            self._open.pop(name, None)
             why = f"{type(error).__name__}: {error}".splitlines()[0]
             print(f"warning: {name} failed and is left out until the next --resume ({why}); metrics.jsonl goes on")
+            if name in self._open:
+                with contextlib.suppress(Exception):
+                    self._open.pop(name).close()
 
 
 def _values(row: Row) -> dict[str, float]:

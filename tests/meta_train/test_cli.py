@@ -70,6 +70,7 @@ def test_mistakes_in_training(capsys, tmp_path, monkeypatch, arguments, message)
         (["nothing"], "unknown checkpoint 'nothing'"),
         (["mine", "--suite", "heldout"], "did you mean 'heldout-small'?"),
         (["mine", "--baselines", "adam"], "did you mean 'adamw'?"),
+        (["mine", "--baselines", "lion,lion"], "two optimizers are called 'lion'"),
         (["mine", "--suite", "quadratics", "--tasks", "quadrati"], "did you mean 'quadratic'?"),
         (["mine", "--steps", "30"], "multiple of 20, got 30"),
         (["mine", "--seeds", "0"], "at least 1"),

@@ -53,7 +53,7 @@ def fake_wandb(monkeypatch, breaks=""):
 
     module = types.ModuleType("wandb")
     module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
-    module.init, module.Settings = init, lambda **settings: settings
+    module.init, module.Settings, module.teardown = init, lambda **settings: settings, lambda: None
     monkeypatch.setitem(sys.modules, "wandb", None if breaks == "import" else module)
     return given
 

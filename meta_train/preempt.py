@@ -74,15 +74,16 @@ class Watch:
         self._run_dir, self._received, self._dispatches_per_save = run_dir, received, dispatches_per_save
         self._mark = processes.on_first(lambda: _claim(run_dir))
         self._times = processes.on_first(job_times)
-        self._num_dispatches = 0
         self.dispatch, self.save = 0.0, 0.0  # seconds that the last one took
+        self._fastest = float("inf")  # dispatch so far: one that compiles or is held up says nothing of the next
 
     def agree(self) -> Reason:
         """Why all processes stop now; all of them have to call this."""
         return Reason(processes.largest(max([self._seen(), *self._received])))
 
     def dispatched(self, seconds: float) -> None:
-        self._num_dispatches += 1
+        if self.dispatch:  # not the first, which compiles
+            self._fastest = min(self._fastest, seconds)
         self.dispatch = seconds
 
     def saved(self, seconds: float) -> None:
@@ -113,8 +114,7 @@ class Watch:
             return Reason.NONE
         if (self._run_dir / OWNER).read_text() != self._mark:
             return Reason.TAKEN
-        # The first dispatch compiles: it says nothing about the next.
-        if self._num_dispatches > 1 and self._interval() > self._limit():
+        if float("inf") > self._interval() > self._limit():
             return Reason.SELDOM
         # Another dispatch and a save might not fit.
         if self._times and time.time() + 2 * (self.dispatch + self.save) + SLACK > self._times[1]:
@@ -122,7 +122,7 @@ class Watch:
         return Reason.NONE
 
     def _interval(self) -> float:
-        return self.dispatch * self._dispatches_per_save
+        return self._fastest * self._dispatches_per_save
 
     def _limit(self) -> float:
         return self._times[1] - self._times[0] if self._times else float("inf")

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import jax
 
+from meta_train import mirrors
 from metaopt.errors import UserError
 from tasks import data
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command. User errors are one line on stderr and exit code 2."""
+    """Runs one command; returns its exit code. User errors are one line on stderr and 2."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a resumed run should not compile again
         jax.config.update("jax_compilation_cache_dir", str(data.cache_dir() / "jax"))
     arguments = parse(argv)
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except UserError as error:
         print(f"metaopt: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -53,6 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--dir", type=Path, help="run directory (default: runs/RECIPE)")
     train.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR")
     train.add_argument("--devices", type=int, help="CPU devices to make (default: one per core, if the samples divide)")
+    train.add_argument(
+        "--log",
+        choices=mirrors.KINDS,
+        help="mirror the metrics; a resumed run keeps the mirrors it has (default: none)",
+    )
     train.set_defaults(run=run_train)
 
     export = commands.add_parser("export", help="turn a run into a checkpoint")
@@ -182,19 +187,20 @@ def evaluation(arguments):
     return request, arguments.out or Path("reports") / f"{request.label}-{request.suite}"
 
 
-def run_train(arguments) -> None:
-    from meta_train import devices, run
+def run_train(arguments) -> int:
+    from meta_train import devices, preempt, run
     from meta_train import recipe as recipes
 
     chosen = recipes.override(recipes.find(arguments.recipe), arguments.settings) if arguments.recipe else None
     recipe = run.read_recipe(arguments.resume) if arguments.resume else chosen
     if recipe is None:
         raise UserError(f"name a recipe ({', '.join(recipes.names())}) or a run with --resume DIR")
-    devices.make_cpu_devices(recipe.spread(), arguments.devices)
+    devices.prepare(recipe.spread(), arguments.devices)
     if arguments.resume:
-        run.resume(arguments.resume, chosen)
+        finished = run.resume(arguments.resume, chosen, arguments.log)
     else:
-        run.start(recipe, arguments.dir or Path("runs") / arguments.recipe)
+        finished = run.start(recipe, arguments.dir or Path("runs") / arguments.recipe, arguments.log)
+    return 0 if finished else preempt.EXIT_CODE
 
 
 def run_export(arguments) -> None:

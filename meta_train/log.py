@@ -1,4 +1,4 @@
-"""Metrics of a run: ``metrics.jsonl``, and a line on the terminal."""
+"""Metrics of a run: ``metrics.jsonl`` with its mirrors, and a line on the terminal."""
 
 import json
 import sys
@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
+from meta_train.mirrors import Mirrors
+
 
 class Log:
     """Appends one JSON line per outer step; steps only ever grow.
 
     Opening the log of a run that goes on from step ``start`` drops the rows behind
-    it: they belong to work that was lost and will be done again.
+    it: they belong to work that was lost and will be done again. What the run directory
+    is mirrored to, see ``meta_train.mirrors``, gets every row as well.
     """
 
     def __init__(self, run_dir: Path, start: int):
@@ -24,17 +27,21 @@ class Log:
             shortened.write_text("".join(kept))
             shortened.replace(path)  # at once: a kill in between loses no row
         self._file = path.open("a", buffering=1)
+        self._mirrors = Mirrors(run_dir, kept)
 
     def write(self, first_step: int, metrics: dict[str, np.ndarray]) -> None:
         """Writes a dispatch: metrics of shape (steps,), the first for ``first_step``."""
-        num_steps = len(next(iter(metrics.values())))
-        for i in range(num_steps):
+        rows = []
+        for i in range(len(next(iter(metrics.values())))):
             # A value that is not finite becomes null: NaN is not JSON.
             row = {name: _number(values[i]) for name, values in metrics.items()}
-            self._file.write(json.dumps({"step": first_step + i, "time": round(time.time(), 3), **row}) + "\n")
+            rows.append({"step": first_step + i, "time": round(time.time(), 3), **row})
+        self._file.write("".join(json.dumps(row) + "\n" for row in rows))
+        self._mirrors.write(rows)
 
     def close(self) -> None:
         self._file.close()
+        self._mirrors.close()
 
 
 def _number(value) -> float | None:

@@ -1,6 +1,8 @@
 """Saving and restoring the state of a run, with Orbax."""
 
+import hashlib
 import math
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,15 +10,19 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from meta_train import processes
 from meta_train.outer import TrainState
 from metaopt.errors import UserError
+
+SUMS = "SHA256SUMS"  # of every file of a saved step, as ``sha256sum -c`` reads it; written last
 
 
 class StateStore:
     """The ``state/`` folder of a run: the two latest states and the best one.
 
-    Latest and best are kept apart: Orbax's own ``max_to_keep`` with ``best_fn``
-    deletes the newest state when it is not among the best.
+    Every process of a run opens it and saves what it holds. Latest and best are kept
+    apart: Orbax's own ``max_to_keep`` with ``best_fn`` deletes the newest state when it
+    is not among the best.
     """
 
     def __init__(self, run_dir: Path):
@@ -26,40 +32,35 @@ class StateStore:
                 checkpoint_managers.BestN(get_metric_fn=lambda m: m["meta_loss"], reverse=True, n=1),
             ]
         )
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=True)
+        # Not in the background: a state is small, and a save that is done can be sealed.
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=False)
         self._folder = run_dir.resolve() / "state"
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, state: TrainState, meta_loss: float) -> None:
-        """Starts saving; returns once the arrays are copied off the device.
+        """Saves ``state``, on disk when this returns.
 
         Raises:
-          UserError: if this or the previous save could not be written, e.g. because
-            the disk is full. Earlier states stay as they are.
+          UserError: if it could not be written, e.g. because the disk is full. Earlier
+            states stay as they are.
         """
         # A NaN would poison the ranking of the best.
         metrics = {"meta_loss": meta_loss if math.isfinite(meta_loss) else 1e30}
+        step = int(state.step)
         try:
-            self._manager.save(int(state.step), args=ocp.args.StandardSave(state), metrics=metrics)
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+            if processes.is_first():
+                _seal(self._folder / str(step))
         except Exception as error:
             raise self._cannot_write(error) from error
-
-    def wait(self) -> None:
-        """Blocks until what was saved is on disk. Raises UserError if it cannot be."""
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._cannot_write(error) from error
-
-    def latest(self) -> int | None:
-        """The newest complete outer step, or None."""
-        return self._manager.latest_step()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Restores a saved step into the structure, dtypes and shardings of ``like``.
 
+        Any number of processes and devices may have saved it.
+
         Raises:
-          UserError: if the state is damaged or belongs to another recipe.
+          UserError: if it belongs to another recipe.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
@@ -75,6 +76,77 @@ class StateStore:
             f"cannot save to {self._folder}: {_first_line(error)}; free some space or choose another folder, "
             "then continue with --resume"
         )
+
+
+def newest(run_dir: Path) -> int | None:
+    """The newest outer step that is whole; None where nothing was saved.
+
+    Those that are not are named in a warning.
+
+    Raises:
+      UserError: if none of those that are there is whole.
+    """
+    steps = sorted(_steps(run_dir), reverse=True)
+    faults = []
+    for step in steps:
+        fault = _fault(run_dir / "state" / str(step))
+        if fault is None:
+            return step
+        faults.append(f"outer step {step}: {fault}")
+        print(f"warning: skipped what {run_dir} saved at {faults[-1]}", flush=True)
+    if steps:
+        raise UserError(f"{run_dir / 'state'} holds no state that is whole ({'; '.join(faults)}): begin another run")
+    return None
+
+
+def set_damaged_aside(run_dir: Path) -> int | None:
+    """As ``newest``; steps that are not whole go to ``damaged/``, so that they can be made again."""
+    found = newest(run_dir)
+    for step in _steps(run_dir):
+        if found is None or step > found:
+            target = run_dir / "damaged" / str(step)
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            (run_dir / "state" / str(step)).rename(target)
+    return found
+
+
+def check(run_dir: Path, step: int) -> None:
+    """Raises UserError unless ``step`` was saved and is whole."""
+    if step not in _steps(run_dir):
+        raise UserError(f"{run_dir} has no saved outer step {step}: there are {sorted(_steps(run_dir)) or 'none'}")
+    if fault := _fault(run_dir / "state" / str(step)):
+        raise UserError(f"outer step {step} of {run_dir} is damaged: {fault}")
+
+
+def _steps(run_dir: Path) -> list[int]:
+    return [int(path.name) for path in (run_dir / "state").glob("*") if path.name.isdigit()]
+
+
+def _seal(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{_digest(path)}  {path.relative_to(folder)}\n" for path in files]
+    unfinished = folder / f"{SUMS}.tmp"
+    unfinished.write_text("".join(lines))
+    unfinished.rename(folder / SUMS)
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a saved step. Orbax reads arrays in which a byte has flipped without complaint."""
+    if not (folder / SUMS).is_file():
+        return "saving was not finished"
+    for line in (folder / SUMS).read_text().splitlines():
+        digest, _, name = line.partition("  ")
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _digest(folder / name) != digest:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

@@ -47,7 +47,8 @@ def meta_train(changes: list[str]):
     recipe = recipes.override(recipes.find("digits-quick"), changes)
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(sys.stderr):
-            theta, _ = run.read_theta(run.start(recipe, Path(folder) / "run"))
+            run.start(recipe, Path(folder) / "run")
+            theta, _ = run.read_theta(Path(folder) / "run")
     return recipe.learned_optimizer(), theta
 
 

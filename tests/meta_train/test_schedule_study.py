@@ -26,7 +26,8 @@ TINY = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    return run.start(TINY, tmp_path_factory.mktemp("runs") / "learned")
+    run.start(TINY, folder := tmp_path_factory.mktemp("runs") / "learned")
+    return folder
 
 
 def test_the_study_writes_what_it_measured(learned, tmp_path, monkeypatch, capsys):

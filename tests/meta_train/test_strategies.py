@@ -256,7 +256,8 @@ def test_a_run_that_is_cut_off_ends_with_the_same_theta(tmp_path, monkeypatch):
     """Cut off in the middle of the episodes: what is kept of them is restored too."""
     import orbax.checkpoint as ocp
 
-    whole, cut, save = run.start(TINY, tmp_path / "whole"), tmp_path / "cut", ocp.CheckpointManager.save
+    whole, cut, save = tmp_path / "whole", tmp_path / "cut", ocp.CheckpointManager.save
+    run.start(TINY, whole)
 
     def full(self, step, *args, **kwargs):
         if step >= 4:

@@ -31,7 +31,7 @@ def begun(tmp_path, monkeypatch):
 
 def test_only_the_chosen_entry_moves_and_the_export_is_whole(begun, tmp_path):
     theta, second = begun
-    directory = run.start(second, tmp_path / "run")
+    run.start(second, directory := tmp_path / "run")
     export.export(directory, "second")
     new = checkpoint.read("second")
     jax.tree.map(np.testing.assert_array_equal, new.theta["network"], theta["network"])
@@ -49,7 +49,7 @@ def test_only_the_chosen_entry_moves_and_the_export_is_whole(begun, tmp_path):
 
 def test_a_run_keeps_what_it_began_from(begun, tmp_path):
     theta, second = begun
-    directory = run.start(second, tmp_path / "run")
+    run.start(second, directory := tmp_path / "run")
     before, _ = run.read_theta(directory)
     other = jax.tree.map(lambda t: t + 1.0, theta)
     checkpoint.save("other", "small_fc", SETTINGS, other)

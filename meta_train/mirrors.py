@@ -1,0 +1,145 @@
+"""Copies of a run's metrics for wandb or TensorBoard, beside ``metrics.jsonl``.
+
+``mirrors.json`` in a run directory names the mirrors of the run and the last step
+each was given. A run that goes on, goes on there: a mirror gets the rows of
+metrics.jsonl that it lacks, and never a step again.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from metaopt.errors import UserError
+
+Row = dict[str, Any]  # one line of metrics.jsonl
+FILE, WANDB_ID = "mirrors.json", "wandb_id"
+
+
+class Wandb:
+    """A wandb run in ``RUN/wandb``, offline unless WANDB_MODE says otherwise.
+
+    Every life of a run that is killed and resumed has the id that ``wandb_id`` holds.
+    """
+
+    def __init__(self, run_dir: Path):
+        import wandb  # a second, which only those wait who asked for it
+
+        path = run_dir / WANDB_ID
+        if not path.exists():
+            path.write_text(secrets.token_hex(4) + "\n")
+        self._run = wandb.init(
+            id=path.read_text().strip(),
+            resume="allow",
+            # Decided here: a node without internet waits minutes to find out.
+            mode=os.environ.get("WANDB_MODE", "offline"),  # pyright: ignore[reportArgumentType]
+            project=os.environ.get("WANDB_PROJECT", "metaopt"),
+            name=run_dir.resolve().name,
+            dir=run_dir,
+            config=json.loads((run_dir / "config.json").read_text()),
+            settings=wandb.Settings(console="off", quiet=True),
+        )
+
+    def write(self, rows: list[Row]) -> None:
+        for row in rows:
+            self._run.log(_values(row), step=row["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class TensorBoard:
+    """Event files in ``RUN/tensorboard``, one for each life of the run."""
+
+    def __init__(self, run_dir: Path):
+        # Its SummaryWriter writes in a thread: if that dies of a full disk, the run waits forever.
+        from tensorboardX.event_file_writer import EventsWriter
+
+        folder = run_dir / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir()))}")
+
+    def write(self, rows: list[Row]) -> None:
+        from tensorboardX.proto import event_pb2
+
+        for row in rows:
+            event = event_pb2.Event(wall_time=row["time"], step=row["step"])  # pyright: ignore[reportAttributeAccessIssue]
+            for name, value in _values(row).items():
+                event.summary.value.add(tag=name, simple_value=value)
+            self._writer.write_event(event)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+KINDS = {"tensorboard": TensorBoard, "wandb": Wandb}
+_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+
+
+def check(name: str) -> None:
+    """Raises UserError if what the mirror needs is not installed."""
+    package = _PACKAGES[name]
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"--log {name} needs {package}, which is not installed: pip install {package}")
+
+
+def choose(run_dir: Path, name: str) -> None:
+    """Gives a run a mirror, from its next life on; those it has, it keeps."""
+    _store(run_dir, {name: 0} | _stored(run_dir))
+
+
+class Mirrors:
+    """The mirrors of a run. One that fails is a warning and left out; the run goes on."""
+
+    def __init__(self, run_dir: Path, lines: Iterable[str]):
+        """Opens them and sends what they lack of ``lines``, those of metrics.jsonl."""
+        self._run_dir, self._last = run_dir, _stored(run_dir)
+        self._open = {}
+        for name in self._last:
+            with self._guarded(name):
+                self._open[name] = KINDS[name](run_dir)
+        if self._open:
+            self.write([json.loads(line) for line in lines])
+
+    def write(self, rows: list[Row]) -> None:
+        for name, mirror in list(self._open.items()):
+            with self._guarded(name):
+                if lacking := [row for row in rows if row["step"] > self._last[name]]:
+                    self._last[name] = lacking[-1]["step"]
+                    _store(self._run_dir, self._last)  # first: a kill in between may lose rows, but doubles none
+                    mirror.write(lacking)
+
+    def close(self) -> None:
+        for name, mirror in list(self._open.items()):
+            with self._guarded(name):
+                mirror.close()
+
+    @contextlib.contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever it is: metrics.jsonl has every row
+            self._open.pop(name, None)
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"warning: {name} failed and is left out until the next --resume ({why}); metrics.jsonl goes on")
+
+
+def _values(row: Row) -> dict[str, float]:
+    """The metrics of a row that are numbers."""
+    return {name: value for name, value in row.items() if name not in ("step", "time") and value is not None}
+
+
+def _stored(run_dir: Path) -> dict[str, int]:
+    path = run_dir / FILE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _store(run_dir: Path, last: dict[str, int]) -> None:
+    unfinished = run_dir / f"{FILE}.tmp"
+    unfinished.write_text(json.dumps(last) + "\n")
+    unfinished.replace(run_dir / FILE)

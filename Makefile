@@ -2,6 +2,7 @@
 # make test    everything that must hold
 # make lint    ruff and pyright
 # make bench   throughput of meta-training and cost of an update
+# make cluster-test   the batch scripts on a real SLURM, on this machine, for four minutes
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -12,7 +13,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 # Two processes: most of the time is compiling, which takes one core.
 PYTEST ?= -n 2 --dist loadfile
 
-.PHONY: demo test lint bench wheel
+.PHONY: demo test lint bench wheel cluster-test
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
@@ -26,6 +27,15 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q $(PYTEST)
+
+# A cluster of two nodes for these tests alone, stopped whatever happens.
+cluster-test: export SLURM_LOCAL_DIR := $(shell mktemp -u -t metaopt-slurm-XXXXXX)
+cluster-test: export SLURM_LOCAL_PORT := 18100
+cluster-test: export SLURM_CONF = $(SLURM_LOCAL_DIR)/slurm.conf
+cluster-test: $(STAMP)
+	slurm/install.sh
+	trap 'slurm/local_cluster.sh stop' EXIT; trap 'exit 1' INT TERM; slurm/local_cluster.sh start 2 2 && \
+	  $(BIN)/python -m pytest -q -m slurm tests/slurm
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

@@ -114,7 +114,7 @@ def send(jobs: list[Job], options: list[str], dry_run: bool) -> None:
 def _check(name: str, settings: list[str], folder: Path) -> None:
     """Refuses now what the trainer would refuse when its turn has come."""
     recipe = recipes.override(recipes.find(name), settings)
-    recipe.learned_optimizer()  # knows the names of its own settings
+    recipe.learned_optimizer()  # reads the checkpoint of start=
     if (folder / "config.json").exists():
         if run.read_recipe(folder) != recipe:
             remedy = f"choose another folder, or go on with it: metaopt submit train --resume {folder}"

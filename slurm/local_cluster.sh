@@ -17,7 +17,10 @@ export SLURM_CONF=$DIR/slurm.conf
 
 die() { echo "local_cluster.sh: $*" >&2; exit 1; }
 
-alive() { [[ -s $1 ]] && kill -0 "$(<"$1")" 2>/dev/null; } # alive PIDFILE
+# A process that has ended but that nobody has waited for is not alive: in a container that can take long.
+lives() { grep -qs '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$1/status"; } # lives PID
+alive() { [[ -s $1 ]] && lives "$(<"$1")"; } # alive PIDFILE
+gone() { ! lives "$1"; } # gone PID
 
 running() { alive "$DIR/slurmctld.pid"; }
 
@@ -147,15 +150,21 @@ start() {
   echo "running: export SLURM_CONF=$SLURM_CONF"
 }
 
-# Processes of jobs that outlived the daemons: their environment names this cluster and a job.
+# What outlived the daemons: processes whose environment names this cluster, of a job or of SLURM itself. A shell of the
+# user, who exported SLURM_CONF, is neither.
 leftovers() {
-  local environ
-  for environ in /proc/[0-9]*/environ; do
-    if grep -qzx "SLURM_CONF=$SLURM_CONF" "$environ" && grep -qz '^SLURM_JOB_ID=' "$environ"; then
-      environ=${environ#/proc/}
-      echo "${environ%/environ}"
-    fi
+  local process
+  for process in /proc/[0-9]*; do
+    grep -qzx "SLURM_CONF=$SLURM_CONF" "$process/environ" || continue
+    grep -q '^slurm' "$process/comm" || grep -qz '^SLURM_JOB_ID=' "$process/environ" || continue
+    echo "${process#/proc/}"
   done 2>/dev/null
+}
+
+sweep() { # ends the leftovers; succeeds once there are none
+  local pids
+  pids=$(leftovers) || true
+  [[ -z $pids ]] || { kill -9 $pids; return 1; }
 }
 
 no_jobs() { [[ -z $(squeue -h) ]]; }
@@ -165,7 +174,7 @@ end() { # end PIDFILE: asks, then forces
   alive "$1" || return 0
   pid=$(<"$1")
   kill "$pid"
-  await 10 bash -c "! kill -0 $pid" || kill -9 "$pid"
+  await 10 gone "$pid" || kill -9 "$pid"
 }
 
 stop() {
@@ -176,7 +185,7 @@ stop() {
     await 20 no_jobs || true
   fi
   for file in "$DIR"/slurmd.*.pid "$DIR/slurmctld.pid"; do end "$file"; done
-  leftovers | xargs --no-run-if-empty kill -9 || true
+  await 10 sweep || true
   end "$DIR/munge/pid"
   rm -rf "$DIR"
 }

@@ -42,3 +42,8 @@ def wait_for_end(job: str, seconds: float = 120) -> str:
     """Waits until the job has ended for good and returns its last state."""
     wait_until(lambda: state(job) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"), seconds)
     return state(job)
+
+
+def states(job: str) -> list[str]:
+    """The states of the elements of an array."""
+    return call("squeue", "-h", "-t", "all", "-r", "-j", job, "-o", "%T").splitlines()

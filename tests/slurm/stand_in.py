@@ -31,7 +31,7 @@ run = arguments.resume or arguments.dir
 if arguments.resume:
     recipe = json.loads((run / "config.json").read_text())
 else:
-    recipe = {"outer_steps": 100, "save_every": 10}
+    recipe = {"outer_steps": 100, "save_every": 10, "seed": 0}
     for pair in arguments.settings:
         name, _, value = pair.partition("=")
         if name not in recipe:
@@ -48,7 +48,8 @@ def save():
 
 
 step = max((int(p.name) for p in run.glob("state/*")), default=0)
-print(f"begins at {step}", flush=True)
+if first and step:
+    print(f"resumed {run} at outer step {step}", flush=True)
 while step < recipe["outer_steps"] and not stop:
     time.sleep(0.1)
     step += 1

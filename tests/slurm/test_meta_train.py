@@ -1,5 +1,6 @@
 """meta_train.sbatch on a real SLURM: what becomes of a run at each thing that can happen to its job."""
 
+import re
 import time
 from pathlib import Path
 
@@ -48,9 +49,12 @@ def assert_finished(job: str, run: Path, log: Path, outer_steps: int = 100) -> N
 
 def assert_goes_on_once(job: str, run: Path, log: Path, reason: str) -> None:
     """Its second life began where the first had saved, and ended well."""
+    cluster.wait_until(lambda: cluster.lives(job) == 2)
+    resumed = saved(run)[-1:]
     assert_finished(job, run, log)
     assert cluster.lives(job) == 2
     assert reason in log.read_text()
+    assert resumed == [int(step) for step in re.findall(rf"resumed {run} at outer step (\d+)", log.read_text())]
 
 
 def assert_gave_up_in(lives: int, job: str, log: Path, reason: str) -> None:
@@ -137,9 +141,9 @@ def test_cancelled_stays_cancelled(train):
 
 def test_max_restarts(train):
     job, run, log = train(RECIPE[0], "outer_steps=1000", "save_every=10", MAX_RESTARTS=1)
-    before = []
     for life in (1, 2):
-        cluster.wait_until(lambda: cluster.lives(job) == life and saved(run) != before)
+        cluster.wait_until(lambda life=life: cluster.lives(job) == life and cluster.state(job) == "RUNNING")
         before = saved(run)
+        cluster.wait_until(lambda before=before: saved(run) != before)
         cluster.call("scancel", "--signal=USR1", f"{job}.0")
     assert_gave_up_in(2, job, log, "not requeued: it has gone on 1 times (MAX_RESTARTS)")

@@ -37,12 +37,15 @@ step() { # step COMMAND...
 preempted() { scontrol show job "$job" | grep -q 'PreemptTime=[0-9]'; }
 
 # Puts the job back into the queue. One that the user cancelled or requeued, or that ran into its time limit, is
-# already ending (COMPLETING, no longer RUNNING) and is left alone: a cancelled job stays cancelled.
+# already ending (COMPLETING, no longer RUNNING) and is left alone: a cancelled job stays cancelled. So is one that lives
+# elsewhere by now, where SLURM has given up this node.
 go_on() { # go_on WHY
   local state attempt
   state=$(squeue -h -j "$job" -o %T)
   if [[ $state != RUNNING ]]; then
     say "not requeued: SLURM is ending the job ($state)"
+  elif ! scontrol show job "$job" | grep -q "Restarts=${SLURM_RESTART_COUNT:-0} "; then
+    say "not requeued: the job is in a later life"
   elif ((${SLURM_RESTART_COUNT:-0} >= ${MAX_RESTARTS:-100})); then
     say "not requeued: it has gone on ${MAX_RESTARTS:-100} times (MAX_RESTARTS)"
   else

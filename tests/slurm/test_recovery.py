@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from tests.slurm.cluster import SCRIPTS
 
 pytestmark = pytest.mark.slurm
 
+CLUSTER = Path(os.environ.get("SLURM_CONF", "")).parent  # of slurm/local_cluster.sh
 STEPS = 4000
 RECIPE = (
     "quadratics",
@@ -105,9 +107,10 @@ def test_a_task_is_killed(begin, whole):
 
 
 def test_time_limit(begin, whole):
-    life = begin()
-    # The least that SLURM has is a minute: the job is told that it began long ago.
-    cluster.call("scontrol", "update", f"JobId={life.job}", "TimeLimit=1")
+    """A minute is the least that SLURM has. Tasks that are held up see that another dispatch may not fit."""
+    life = begin((*TWO_NODES, "--time=1"))
+    end = time.monotonic() + 16  # twice that and what saving takes is more than is left of the minute
+    hold(tasks_of(life.job), lambda: time.monotonic() > end)
     assert_same(life, whole, "requeued: it stopped early and saved")
 
 
@@ -115,27 +118,50 @@ def test_the_daemon_of_a_node_stops(begin, whole):
     """SLURM gives the node up and starts the job on the other, while the tasks on the first still live."""
     life = begin(ONE_NODE)
     node = cluster.call("squeue", "-h", "-j", life.job, "-o", "%N")
-    orphans = tasks_of(life.job)
-    directory = Path(os.environ["SLURM_CONF"]).parent
-    os.kill(int((directory / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
+    orphans, owner = tasks_of(life.job), (life.run / "owner").read_text()
+    os.kill(int((CLUSTER / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
     try:
-        cluster.wait_until(lambda: cluster.lives(life.job) == 2, seconds=120)
+        hold(orphans, lambda: (life.run / "owner").read_text() != owner)
         assert_same(life, whole, "was not left in order")
-        cluster.wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans), seconds=60)
+        assert "another process has taken" in life.log.read_text()
+        cluster.wait_until(lambda: not any(map(is_alive, orphans)))
     finally:
-        cluster.call("slurmd", "-N", node, "-f", os.environ["SLURM_CONF"], PATH=f"{os.environ['PATH']}:/usr/sbin")
-        cluster.wait_until(lambda: cluster.call("sinfo", "-h", "-n", node, "-o", "%T").startswith("idle"), seconds=60)
+        cluster.call("slurmd", "-N", node, "-f", CLUSTER / "slurm.conf", PATH=f"{os.environ['PATH']}:/usr/sbin")
+        cluster.wait_until(lambda: cluster.call("sinfo", "-h", "-n", node, "-p", "batch", "-o", "%T") == "idle")
+
+
+def hold(pids: list[int], until: Callable[[], bool]) -> None:
+    """Stops processes until a condition holds; lets them run for moments, so that they do not lose each other."""
+    while not until():
+        signal_all(pids, signal.SIGSTOP)
+        end = time.monotonic() + 18
+        while not until() and time.monotonic() < end:
+            time.sleep(0.1)
+        signal_all(pids, signal.SIGCONT)
+        time.sleep(0.3)
+
+
+def signal_all(pids: list[int], number: int) -> None:
+    for pid in pids:
+        os.kill(pid, number)
 
 
 def tasks_of(job: str) -> list[int]:
     """The trainers of a job on this machine."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        environ = environ_of(int(process.name))
-        if environ.get("SLURM_JOB_ID") == job and b"meta_train.cli" in (process / "cmdline").read_bytes():
-            if "SLURM_PROCID" in environ and environ.get("SLURM_STEP_ID") == "0":
-                found.append(int(process.name))
-    return found
+    pids = [int(process.name) for process in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if environ_of(pid).get("SLURM_JOB_ID") == job and is_task(pid)]
+
+
+def is_task(pid: int) -> bool:
+    environ = environ_of(pid)
+    return "SLURM_PROCID" in environ and environ.get("SLURM_STEP_ID") == "0" and is_alive(pid)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return b"meta_train.cli" in Path(f"/proc/{pid}/cmdline").read_bytes()  # a zombie has none
+    except OSError:
+        return False
 
 
 def environ_of(pid: int) -> dict[str, str]:

@@ -2,7 +2,7 @@
 # make test    everything that must hold
 # make lint    ruff and pyright
 # make bench   throughput of meta-training and cost of an update
-# make cluster-test   the batch scripts on a real SLURM, on this machine, for four minutes
+# make cluster-test   the batch scripts on a real SLURM, on this machine, four minutes
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -28,14 +28,14 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -q $(PYTEST)
 
-# A cluster of two nodes for these tests alone, stopped whatever happens.
+# A cluster for these tests alone, stopped whatever happens.
 cluster-test: export SLURM_LOCAL_DIR := $(shell mktemp -u -t metaopt-slurm-XXXXXX)
 cluster-test: export SLURM_LOCAL_PORT := 18100
 cluster-test: export SLURM_CONF = $(SLURM_LOCAL_DIR)/slurm.conf
 cluster-test: $(STAMP)
 	slurm/install.sh
-	trap 'slurm/local_cluster.sh stop' EXIT; trap 'exit 1' INT TERM; slurm/local_cluster.sh start 2 2 && \
-	  $(BIN)/python -m pytest -q -m slurm tests/slurm
+	trap 'slurm/local_cluster.sh stop' EXIT; trap 'exit 1' INT TERM; slurm/local_cluster.sh start 4 4 && \
+	  $(BIN)/python -m pytest -q -n 4 --dist loadgroup tests/slurm
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

@@ -1,6 +1,7 @@
 """What metaopt submit would tell sbatch, and what it refuses before a job waits for hours; no SLURM needed."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -41,6 +42,15 @@ def test_train(capsys):
     (command,) = dry_run(capsys, "train", "digits-quick", "--dir", "runs/a", "outer_steps=500", "--", *options)
     log = ["--job-name=a", "--output=runs/a.%j.log"]
     assert command == [*log, *options, "meta_train.sbatch", "runs/a", "digits-quick", "outer_steps=500"]
+
+
+def test_the_commands_of_the_readme():
+    commands = re.findall(r"^metaopt (submit .+)", (submit.scripts() / "README.md").read_text(), re.MULTILINE)
+    works = [cli.parse(shlex.split(command)) for command in commands]
+    assert {work.run for work in works} == {cli.run_submit_train, cli.run_submit_sweep, cli.run_submit_evaluate}
+    for work in works:
+        if "settings" in work and not getattr(work, "resume", None):
+            sweep.plan([*([work.recipe] if "recipe" in work else []), *work.settings], Path("s"))
 
 
 def test_the_scripts_are_there():

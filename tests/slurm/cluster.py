@@ -21,6 +21,20 @@ def submit(script: str, *arguments, options=(), **environment) -> str:
     return call("sbatch", "--parsable", *options, SCRIPTS / script, *arguments, **environment)
 
 
+def preemptible() -> list[str]:
+    """Options for the last two nodes, all of them: for jobs that take each other's place."""
+    return ["--nodes=2", "--exclusive", f"--nodelist={','.join(_nodes()[-2:])}"]
+
+
+def undisturbed() -> list[str]:
+    """Options for all nodes but those, where there are others."""
+    return [f"--exclude={','.join(_nodes()[2:])}"] if len(_nodes()) > 2 else []
+
+
+def _nodes() -> list[str]:
+    return sorted(call("sinfo", "-h", "-p", "batch", "-N", "-o", "%N").split())
+
+
 def state(job: str) -> str:
     """PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, CANCELLED, ..."""
     return call("squeue", "-h", "-t", "all", "-j", job, "-o", "%T")

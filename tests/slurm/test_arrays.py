@@ -1,22 +1,20 @@
 """``metaopt submit`` of job arrays, on a real SLURM."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from meta_train import cli
 from metaopt import checkpoint, optimizers
 from tests.slurm import cluster
+from tests.slurm.runs import STAND_IN
 
 pytestmark = pytest.mark.slurm
-
-TRAINER = Path(__file__).with_name("stand_in.py")
 
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    monkeypatch.setattr("sys.executable", str(TRAINER))  # what submit tells the scripts to run
+    monkeypatch.setattr("sys.executable", str(STAND_IN))  # what submit tells the scripts to run
 
 
 def submitted(capsys) -> list[str]:
@@ -25,7 +23,10 @@ def submitted(capsys) -> list[str]:
 
 def test_every_index_of_a_sweep_is_a_run_of_its_own(capsys, tmp_path, stand_in):
     words = ["digits-quick", "quadratics", "outer_steps=110,120", "save_every=10"]
-    assert cli.main(["submit", "sweep", *words, "--dir", str(tmp_path), "--at-once", "3"]) == 0
+    assert (
+        cli.main(["submit", "sweep", *words, "--dir", str(tmp_path), "--at-once", "3", "--", *cluster.undisturbed()])
+        == 0
+    )
     (job,) = submitted(capsys)
     cluster.wait_until(lambda: cluster.states(job) == ["COMPLETED"] * 4)
     for name in ("digits-quick", "quadratics"):
@@ -38,7 +39,7 @@ def test_every_index_of_a_sweep_is_a_run_of_its_own(capsys, tmp_path, stand_in):
 def test_only_the_interrupted_index_goes_on(capsys, tmp_path, stand_in):
     """SLURM gives the last element of an array the number of the whole array: it must not requeue the others."""
     words = ["digits-quick", "seed=0,1", "outer_steps=40", "save_every=10"]
-    assert cli.main(["submit", "sweep", *words, "--dir", str(tmp_path)]) == 0
+    assert cli.main(["submit", "sweep", *words, "--dir", str(tmp_path), "--", *cluster.undisturbed()]) == 0
     (job,) = submitted(capsys)
     last = tmp_path / "digits-quick,seed=1"
     cluster.wait_until((last / "state").is_dir)
@@ -57,7 +58,7 @@ def test_an_evaluation_in_parts(capsys, tmp_path, monkeypatch):
     checkpoint.save("mine", "hand", {"learning_rate": 0.3}, theta, meta_trained_on=[], summary="a test")
     out = tmp_path / "report"
     options = ["--suite", "quadratics", "--baselines", "sgdm", "--steps", "40", "--seeds", "2", "--out", str(out)]
-    assert cli.main(["submit", "evaluate", "mine", *options]) == 0
+    assert cli.main(["submit", "evaluate", "mine", *options, "--", *cluster.undisturbed()]) == 0
     parts, merge = submitted(capsys)
     cluster.wait_until(lambda: cluster.states(merge) == ["COMPLETED"], seconds=120)
     assert cluster.states(parts) == ["COMPLETED"] * 2

@@ -9,7 +9,7 @@ import pytest
 
 from tests.slurm.cluster import SCRIPTS, call, wait_until
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("second cluster")]  # one at a time
 
 
 @pytest.fixture

@@ -1,0 +1,46 @@
+"""Runs on the cluster: what is saved, and what is to become of their jobs."""
+
+import json
+import re
+from pathlib import Path
+
+from tests.slurm import cluster
+
+STAND_IN = Path(__file__).with_name("stand_in.py")  # in the place of the Python that would run meta_train.cli
+
+
+def saved(run: Path) -> list[int]:
+    """The outer steps with a state."""
+    return sorted(int(path.name) for path in run.glob("state/*") if path.name.isdigit())
+
+
+def wait_for_state(run: Path) -> None:
+    cluster.wait_until(lambda: bool(saved(run)))
+
+
+def make_room() -> None:
+    """Has a job of the partition urgent take the preemptible nodes for a moment."""
+    words = ("--partition=urgent", *cluster.preemptible(), "--output=/dev/null", "--wrap", "true")
+    assert cluster.wait_for_end(cluster.call("sbatch", "--parsable", *words)) == "COMPLETED"
+
+
+def assert_finished(job: str, run: Path, log: Path) -> None:
+    assert cluster.wait_for_end(job) == "COMPLETED", log.read_text()
+    assert saved(run)[-1] == json.loads((run / "config.json").read_text())["outer_steps"]
+    assert not (run / "REQUEUE").exists()
+    assert log.read_text().count(f"{run} is finished") == 1
+
+
+def assert_goes_on(job: str, run: Path, log: Path, reason: str) -> None:
+    """Its second life begins where the first has saved, and ends well."""
+    cluster.wait_until(lambda: cluster.lives(job) == 2 and cluster.state(job) == "PENDING")
+    newest = saved(run)[-1:]
+    assert reason in log.read_text()
+    assert_finished(job, run, log)
+    assert cluster.lives(job) == 2
+    assert newest == [int(step) for step in re.findall(rf"resumed {run} at outer step (\d+)", log.read_text())]
+
+
+def assert_gave_up(job: str, log: Path, reason: str) -> None:
+    assert cluster.wait_for_end(job) == "FAILED"
+    assert reason in log.read_text()

@@ -70,7 +70,7 @@ def remembering(
       memory: of arrays (*shape, ...).
       shape: of the tensor.
       axes: that a piece may be cut along; all where None.
-      largest: elements of a piece, at most.
+      largest: elements of a piece; twice as many where that divides the axis better.
     """
     axis, num = _cut(shape, _non_negative(axes, shape), largest)
     if num == 1:

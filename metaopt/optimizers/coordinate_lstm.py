@@ -86,13 +86,14 @@ def build(config: Config = Config()) -> LearnedOptimizer:
                 average = lambda old, new: jax.tree.map(lambda o, n: ema(DECAY, o, n), old, new)
                 moments = tuple(map(average, state.moments, powers))
 
-            def leaf(g, rows, *moments):
+            def leaf(g, moments, rows):
                 x = _relative_to_rms(theta["input"], step, g, *moments) if rnnprop else log_and_sign(g)
                 rows = lstm.step_stack(theta["lstm"], x, rows)
                 out = (rows[-1].hidden @ theta["output"]["w0"] + theta["output"]["b0"])[..., 0]
-                return config.scale * (-jnp.tanh(out) if rnnprop else out), rows
+                return config.scale * (-jnp.tanh(out) if rnnprop else out), (rows,)
 
-            updates, rows = coordinates.map_coordinates(leaf, 2, grads, state.rows, *moments)
+            of_tensor = jax.tree.map(lambda g, *moments: moments, grads, *moments)
+            updates, (rows,) = coordinates.map_coordinates(leaf, (grads, of_tensor), (state.rows,))
             return updates, State(step, moments, rows)
 
         return rule.transformation(init_state, update, name=f"coordinate_lstm ({config.rule})")

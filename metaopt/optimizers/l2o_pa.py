@@ -121,10 +121,10 @@ def build(config: Config = Config()) -> LearnedOptimizer:
                     inside = c.b * inside + (1.0 - c.b) * (x - s * g_x)
                 x_new = soft_threshold(inside + c.b1, s * config.l1) if config.l1 else inside + c.b1
                 lead = c.a * (x_new - x) + c.b2
-                return x_new + lead - y, lead, rows
+                return x_new + lead - y, (lead, rows)
 
-            updates, lead, rows = coordinates.map_coordinates(leaf, 3, params, grads, grads_x, state.lead, state.rows)
-            return updates, State(lead, rows)
+            updates, memory = coordinates.map_coordinates(leaf, (params, grads, grads_x), state)
+            return updates, State(*memory)
 
         return rule.transformation(init_state, update, name="l2o_pa", reads=("value_fn",))
 

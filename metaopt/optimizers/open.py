@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Key, LearnedOptimizer, Params, PyTree, Theta
-from metaopt.optimizers.parts import coordinates, gru, network, rule
+from metaopt.optimizers.parts import coordinates, gru, network, pieces, rule
 from metaopt.optimizers.parts.accumulators import ema
 
 MOMENTUM_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
@@ -106,14 +106,23 @@ def build(config: Config = Config()) -> LearnedOptimizer:
             )
             training, batch = _progress(state.step, num_steps, config)
 
-            def leaf(p, g, depth, dormancy, z, hidden, *m):
-                hidden = gru.step(theta["gru"], _inputs(p, g, m, (training, depth, batch, dormancy)), hidden)
+            def leaf(p, g, m, scales, depth, dormancy, z, hidden):
+                inputs = _inputs(_channels(p, g, m), scales, (training, depth, batch, dormancy))
+                hidden = gru.step(theta["gru"], inputs, hidden)
                 d, a, e = jnp.moveaxis(_mlp(theta["mlp"], hidden), -1, 0)
                 u = config.step_multiplier * d * jnp.exp(config.exp_multiplier * a)
-                return u + config.noise_multiplier * e * z, hidden
+                return u + config.noise_multiplier * e * z, (hidden,)
 
-            trees = (grads, _depths(params), _dormancies(activations, params), _noise(key, noise, params, config))
-            u, hidden = coordinates.map_coordinates(leaf, 2, params, *trees, state.hidden, *momentum)
+            trees = (
+                params,
+                grads,
+                jax.tree.map(lambda *m: m, *momentum),
+                jax.tree.map(_scales, params, grads, *momentum),
+                _depths(params),
+                _dormancies(activations, params),
+                _noise(key, noise, params, config),
+            )
+            u, (hidden,) = coordinates.map_coordinates(leaf, trees, (state.hidden,))
             total = sum(map(jnp.sum, jax.tree.leaves(u)))
             mean = total / max(1, sum(x.size for x in jax.tree.leaves(u)))
             return jax.tree.map(lambda x: mean - x, u), State(state.step + 1, momentum, hidden)
@@ -123,17 +132,26 @@ def build(config: Config = Config()) -> LearnedOptimizer:
     return LearnedOptimizer(init, bind)
 
 
-def _inputs(p: jax.Array, g: jax.Array, momentum: tuple[jax.Array, ...], places: tuple) -> jax.Array:
+def _channels(p: jax.Array, g: jax.Array, momentum: tuple[jax.Array, ...]) -> list[jax.Array]:
+    """p, the signs of the momenta, their log sizes, the sign and log size of the gradient."""
+    log_size = lambda x: jnp.log(jnp.abs(x) + SMALLEST)
+    return [p, *map(jnp.sign, momentum), *map(log_size, momentum), jnp.sign(g), log_size(g)]
+
+
+def _scales(p: jax.Array, g: jax.Array, *momentum: jax.Array) -> list[jax.Array]:
+    """For each channel ``rsqrt(1e-5 + mean of its square over the tensor)``."""
+    squares = lambda piece: [f * f for f in _channels(*piece)]
+    return [jax.lax.rsqrt(1e-5 + mean) for mean in pieces.means(squares, (p, g, momentum), p.shape)]
+
+
+def _inputs(channels: list[jax.Array], scales: list[jax.Array], places: tuple) -> jax.Array:
     """What the GRU reads, (*shape, 19).
 
-    p, the signs of the momenta, their log sizes, the sign and log size of the gradient,
-    each divided by its root mean square over the tensor; then, as they are, how far
-    training is, the depth of the layer, how far the batch is, the dormancy.
+    The channels, each divided by its root mean square over the tensor; then, as they are,
+    how far training is, the depth of the layer, how far the batch is, the dormancy.
     """
-    log_size = lambda x: jnp.log(jnp.abs(x) + SMALLEST)
-    channels = [p, *map(jnp.sign, momentum), *map(log_size, momentum), jnp.sign(g), log_size(g)]
-    scaled = [f * jax.lax.rsqrt(1e-5 + jnp.mean(f * f)) for f in channels]
-    return jnp.stack([*scaled, *(jnp.broadcast_to(x, p.shape) for x in places)], axis=-1)
+    scaled = [f * scale for f, scale in zip(channels, scales, strict=True)]
+    return jnp.stack([*scaled, *(jnp.broadcast_to(x, scaled[0].shape) for x in places)], axis=-1)
 
 
 def _mlp(weights: Theta, x: jax.Array) -> jax.Array:

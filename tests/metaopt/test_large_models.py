@@ -81,7 +81,7 @@ def test_state_lies_like_the_parameters_and_stays_there(family):
 
 
 @pytest.mark.parametrize("spec", [P("fsdp"), P(None, "fsdp")])
-@pytest.mark.parametrize("family", ["small_fc", "velo"])
+@pytest.mark.parametrize("family", ["small_fc", "velo", "open", "l2o_pa", "coordinate_lstm"])
 def test_a_tensor_in_pieces_stays_where_it_lies(monkeypatch, family, spec):
     """Whichever axis is split: nothing is gathered, and the numbers are those of one device."""
     monkeypatch.setattr(pieces, "LARGEST_ON_CPU", 256)
@@ -130,12 +130,25 @@ def test_a_parameter_that_was_not_placed_is_named():
         metaopt.state_sharding(bind("small_fc"), {"b": jnp.zeros(3)})
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pieces_keep_their_dtypes_where_constants_are_float64(monkeypatch, family):
+    monkeypatch.setattr(pieces, "LARGEST_ON_CPU", 24)
+    with jax.enable_x64(True):
+        tx, params = bind(family), {"w": jnp.ones((16, 6), jnp.float32)}
+        update = lambda grads, state, params: tx.update(grads, state, params, value=jnp.float32(1.0))
+        out = jax.eval_shape(update, params, tx.init(params), params)
+        assert {x.dtype.name for x in jax.tree.leaves(out)} <= {"float32", "int32"}
+
+
+LARGE = [(family, {}) for family in FAMILIES] + [("coordinate_lstm", {"rule": "rnnprop"})]
+
+
 @pytest.mark.parametrize("limit", ["LARGEST_ON_CPU", "LARGEST"])
-@pytest.mark.parametrize("family", ["celo", "celo2", "mlp", "small_fc", "velo"])
-def test_fifty_million_parameters_in_one_tensor_take_less_than_a_gigabyte(monkeypatch, family, limit):
+@pytest.mark.parametrize("family, settings", LARGE)
+def test_fifty_million_parameters_in_one_tensor_take_less_than_a_gigabyte(monkeypatch, family, settings, limit):
     """Read off the compiled program, so nothing of that size is made."""
     monkeypatch.setattr(pieces, "LARGEST_ON_CPU", getattr(pieces, limit))
-    tx = bind(family)
+    tx = bind(family, **settings)
     params = {"w": jax.ShapeDtypeStruct((50_000, 1_000), jnp.float32)}
 
     def step(params, state, grads):

@@ -9,7 +9,7 @@ import pytest
 
 from metaopt import optimizers
 from metaopt.optimizers import coordinate_lstm, open
-from metaopt.optimizers.parts import gru, lstm
+from metaopt.optimizers.parts import gru, lstm, pieces
 
 KEY = jax.random.key(0)
 draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
@@ -180,6 +180,36 @@ def test_every_coordinate_of_every_tensor_is_a_row_of_its_own(family, settings):
         v, states[1] = update(tree((t + 1) * g), states[1], nested)
         flat, nested = flat + u, jax.tree.map(jnp.add, nested, v)
     jax.tree.map(close, nested, tree(flat))
+
+
+@pytest.mark.parametrize(
+    "family, settings, extra",
+    [
+        ("coordinate_lstm", {}, {}),
+        ("coordinate_lstm", {"rule": "rnnprop"}, {}),
+        ("l2o_pa", {"l1": 0.01}, {}),
+        ("open", {"noisy": ""}, {"key": KEY, "activations": {"x": jnp.arange(1.0, 7.0)}}),
+    ],
+)
+def test_a_tensor_in_pieces_is_remembered_and_learned_from_like_the_whole(monkeypatch, family, settings, extra):
+    optimizer = optimizers.build(family, **settings)
+    theta = jax.tree.map(lambda x: x + 0.1 * draw(x.size, *x.shape), optimizer.init(KEY))
+
+    def two_steps(theta):
+        tx = optimizer.bind(theta, num_steps=4)
+        params = {"x": draw(1, 16, 6)}
+        state = tx.init(params)
+        for t in range(2):
+            updates, state = tx.update({"x": draw(2 + t, 16, 6)}, state, params, **extra)
+            params = optax.apply_updates(params, updates)
+        return jnp.sum(params["x"] ** 2), (params, state)
+
+    run = lambda: jax.jit(jax.value_and_grad(lambda theta: two_steps(theta), has_aux=True))
+    whole = run()(theta)
+    monkeypatch.setattr(pieces, "LARGEST_ON_CPU", 24)
+    assert "scan" in str(jax.make_jaxpr(lambda theta: two_steps(theta))(theta))
+    # Sums in another order; the derivative of a large sum holds the rounding of its terms.
+    jax.tree.map(lambda a, b: close(a, b, rtol=1e-4, atol=1e-5), run()(theta), whole)
 
 
 def agent():

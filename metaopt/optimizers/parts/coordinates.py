@@ -4,23 +4,35 @@ The rows keep the shape of their tensor and the network works on a new last axis
 the memory of a coordinate shards like the coordinate.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 
 from metaopt.core import Params, PyTree
+from metaopt.optimizers.parts import pieces
 
 
-def map_coordinates(f: Callable[..., tuple], num_results: int, params: Params, *trees: PyTree) -> tuple[Any, ...]:
-    """Trees of the results of ``f(p, *others)`` for each tensor p of ``params``.
+def map_coordinates(
+    f: Callable[..., tuple], inputs: Sequence[PyTree], memory: Sequence[PyTree]
+) -> tuple[Params, tuple[PyTree, ...]]:
+    """What ``f`` makes of each tensor, and what it remembers; a large tensor goes through it in pieces.
 
     Args:
-      f: returns ``num_results`` things, each an array or what the network remembers.
-      num_results: how many trees come back.
-      params: one array for each call.
-      *trees: like ``params``, with anything in the place of a tensor.
+      f: ``(*inputs, *memory) -> (result, memory)`` of one tensor, coordinate by coordinate.
+      inputs: the first is the tensors; in place of a tensor the others have numbers and
+        arrays that broadcast to its shape, alone or in a tree.
+      memory: each has, in place of a tensor, arrays (*shape of the tensor, ...).
     """
-    structure = jax.tree.structure(params)
-    results = [f(*row) for row in zip(*map(structure.flatten_up_to, (params, *trees)), strict=True)]
-    return tuple(structure.unflatten([result[i] for result in results]) for i in range(num_results))
+    structure = jax.tree.structure(inputs[0])
+    rows = zip(*map(structure.flatten_up_to, (*inputs, *memory)), strict=True)
+    results = [_on_tensor(f, row[: len(inputs)], row[len(inputs) :]) for row in rows]
+    remembered = (structure.unflatten([new[i] for _, new in results]) for i in range(len(memory)))
+    return structure.unflatten([result for result, _ in results]), tuple(remembered)
+
+
+def _on_tensor(f: Callable[..., tuple], inputs: tuple, memory: tuple) -> tuple[jax.Array, tuple]:
+    shape = inputs[0].shape
+    aligned = lambda x: jnp.reshape(x, (1,) * (len(shape) - jnp.ndim(x)) + jnp.shape(x))
+    on_piece = lambda inputs, memory: f(*inputs, *memory)
+    return pieces.remembering(on_piece, jax.tree.map(aligned, inputs), memory, shape)

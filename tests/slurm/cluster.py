@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 
 
@@ -54,7 +55,14 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 def wait_for_end(job: str, seconds: float = 120) -> str:
     """Waits until the job has ended for good and returns its last state."""
-    wait_until(lambda: state(job) not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"), seconds)
+
+    def ended() -> bool:
+        if state(job) not in ENDED:
+            return False
+        time.sleep(0.5)  # one that is requeued passes through them
+        return state(job) in ENDED
+
+    wait_until(ended, seconds)
     return state(job)
 
 

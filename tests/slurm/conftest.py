@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm import cluster
-from tests.slurm.runs import STAND_IN
+from tests.slurm import cluster, runs
 
 
 def cluster_runs() -> bool:
@@ -29,18 +28,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def train(tmp_path):
-    """Submits a run of the stand-in on two tasks, or of METAOPT_PYTHON; gives its job, its directory and its log."""
+    """``runs.begin`` in a folder of the test; what it submits ends with the test."""
     jobs = []
 
-    def submit(*recipe, name="run", nodes=None, options=(), **environment) -> tuple[str, Path, Path]:
-        run, log = tmp_path / name, tmp_path / f"{name}.log"
-        nodes = nodes or ["--nodes=2", *cluster.undisturbed()]
-        options = (*nodes, "--ntasks-per-node=1", f"--output={log}", *options)
-        environment = {"METAOPT_PYTHON": STAND_IN, **environment}
-        jobs.append(cluster.submit("meta_train.sbatch", run, *recipe, options=options, **environment))
-        return jobs[-1], run, log
+    def submit(*recipe, **how) -> tuple[str, Path, Path]:
+        jobs.append(runs.begin(tmp_path, *recipe, **how))
+        return jobs[-1]
 
     yield submit
-    for job in jobs:
+    for job, *_ in jobs:
         cluster.call("scancel", job)
         cluster.wait_for_end(job)

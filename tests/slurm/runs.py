@@ -9,6 +9,17 @@ from tests.slurm import cluster
 STAND_IN = Path(__file__).with_name("stand_in.py")  # in the place of the Python that would run meta_train.cli
 
 
+def begin(
+    folder: Path, *recipe, nodes=(), tasks_per_node: int = 1, options=(), **environment
+) -> tuple[str, Path, Path]:
+    """Submits a run of the stand-in, or of METAOPT_PYTHON; gives its job, its directory and its log."""
+    run, log = folder / "run", folder / "run.log"
+    nodes = nodes or ["--nodes=2", *cluster.undisturbed()]
+    options = (*nodes, f"--ntasks-per-node={tasks_per_node}", f"--output={log}", *options)
+    environment = {"METAOPT_PYTHON": STAND_IN, **environment}
+    return cluster.submit("meta_train.sbatch", run, *recipe, options=options, **environment), run, log
+
+
 def saved(run: Path) -> list[int]:
     """The outer steps with a state."""
     return sorted(int(path.name) for path in run.glob("state/*") if path.name.isdigit())

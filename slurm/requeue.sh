@@ -21,7 +21,7 @@ say() { echo "[$(date +%T)] job $job, life ${SLURM_RESTART_COUNT:-0}: $*"; }
 # shell alone and is passed on; SIGTERM reaches the tasks by itself and must only not end this shell.
 step() { # step COMMAND...
   local child interrupted=1
-  trap 'interrupted=1; kill -USR1 "$child"' USR1
+  trap 'interrupted=1; kill -USR1 "$child" 2>/dev/null' USR1
   trap 'interrupted=1' TERM
   srun --kill-on-bad-exit=0 --wait=300 "$@" &
   child=$!

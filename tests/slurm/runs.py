@@ -18,10 +18,16 @@ def wait_for_state(run: Path) -> None:
     cluster.wait_until(lambda: bool(saved(run)))
 
 
-def make_room() -> None:
+def metrics(run: Path) -> list[dict]:
+    """What was logged, but for when it was."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "time"} for line in lines]
+
+
+def make_room() -> str:
     """Has a job of the partition urgent take the preemptible nodes for a moment."""
     words = ("--partition=urgent", *cluster.preemptible(), "--output=/dev/null", "--wrap", "true")
-    assert cluster.wait_for_end(cluster.call("sbatch", "--parsable", *words)) == "COMPLETED"
+    return cluster.call("sbatch", "--parsable", *words)
 
 
 def assert_finished(job: str, run: Path, log: Path) -> None:

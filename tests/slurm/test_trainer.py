@@ -1,6 +1,5 @@
-"""The trainer itself in meta_train.sbatch, in two processes: whatever interrupts it, the run is the one it would be."""
+"""The trainer itself in meta_train.sbatch, in two processes; see test_preemption.py too."""
 
-import json
 import os
 import signal
 import sys
@@ -9,18 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.slurm import cluster
-from tests.slurm.runs import assert_finished, assert_goes_on, make_room, saved, wait_for_state
+from tests.slurm.runs import assert_goes_on, metrics, saved, wait_for_state
 
 pytestmark = pytest.mark.slurm
 
 RECIPE = ("quadratics", "outer_steps=600", "save_every=50")
 TRAINER = {"METAOPT_PYTHON": sys.executable}
-
-
-def metrics(run: Path) -> list[dict]:
-    """What was logged, but for when it was."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "time"} for line in lines]
 
 
 def kill_task(job: str, task: int) -> None:
@@ -34,19 +27,6 @@ def kill_task(job: str, task: int) -> None:
             continue
 
 
-@pytest.mark.xdist_group("preemption")
-def test_preempted(train):
-    whole, whole_run, whole_log = train(*RECIPE, name="whole", **TRAINER)
-    job, run, log = train(*RECIPE, nodes=cluster.preemptible(), **TRAINER)
-    wait_for_state(run)
-    make_room()
-    assert_goes_on(job, run, log, "requeued: it stopped early and saved")
-    assert_finished(whole, whole_run, whole_log)
-    assert cluster.lives(whole) == 1
-    assert metrics(run) == metrics(whole_run)
-
-
-@pytest.mark.xdist_group("preemption")
 def test_a_lost_process(train):
     job, run, log = train(*RECIPE, **TRAINER)
     wait_for_state(run)

@@ -35,7 +35,7 @@ cluster-test: export SLURM_CONF = $(SLURM_LOCAL_DIR)/slurm.conf
 cluster-test: $(STAMP)
 	slurm/install.sh
 	trap 'slurm/local_cluster.sh stop' EXIT; trap 'exit 1' INT TERM; slurm/local_cluster.sh start 4 4 && \
-	  $(BIN)/python -m pytest -q -n 4 --dist loadgroup tests/slurm
+	  $(BIN)/python -m pytest -q -n 4 --dist loadfile tests/slurm
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

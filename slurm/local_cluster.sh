@@ -89,7 +89,7 @@ ReturnToService=2
 KillWait=10
 MinJobAge=600
 InactiveLimit=0
-SlurmdTimeout=30
+SlurmdTimeout=10
 MessageTimeout=30
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=1,requeue_delay=0
@@ -127,6 +127,8 @@ all_idle() { [[ $(sinfo -h -o %T | sort -u) == idle ]]; }
 start() {
   local nodes=${1:-1} cpus=${2:-$(nproc)} i
   [[ $nodes =~ ^[1-9][0-9]*$ && $cpus =~ ^[1-9][0-9]*$ ]] || die "NODES and CPUS are numbers, got '$nodes' and '$cpus'"
+  # Names of sockets end at 107 characters, and slurmd makes some in its spool directory.
+  ((${#DIR} <= 60)) || die "SLURM_LOCAL_DIR is too long for the sockets in it: at most 60 characters, got $DIR"
   if running; then
     echo "already running: export SLURM_CONF=$SLURM_CONF"
     return

@@ -21,7 +21,7 @@ say() { echo "[$(date +%T)] job $job, life ${SLURM_RESTART_COUNT:-0}: $*"; }
 # shell alone and is passed on; SIGTERM reaches the tasks by itself and must only not end this shell.
 step() { # step COMMAND...
   local child interrupted=1
-  trap 'interrupted=1; kill -USR1 "$child"' USR1
+  trap 'interrupted=1; kill -USR1 "$child" 2>/dev/null' USR1
   trap 'interrupted=1' TERM
   srun --kill-on-bad-exit=0 --wait=300 "$@" &
   child=$!
@@ -58,6 +58,13 @@ go_on() { # go_on WHY
   fi
 }
 
+# srun ends with 0 also where a node was lost.
+is_finished() { # is_finished RUN
+  local steps
+  steps=$(sed -n 's/^ *"outer_steps": \([0-9]*\),*$/\1/p' "$1/config.json")
+  [[ $steps && $(newest_state "$1") == "$steps" ]]
+}
+
 newest_state() { ls "$1/state" 2>/dev/null | grep -xE '[0-9]+' | sort -n | tail -n 1; } # newest_state RUN
 
 # Begins a run or goes on with it, and puts the job back into the queue where that helps.
@@ -69,8 +76,9 @@ train() { # train RUN RECIPE [name=value ...]
   what=("$@" --dir "$run")
   [[ -e $run/config.json ]] && what=(--resume "$run")
   step "$python" -m meta_train.cli train "${what[@]}"
-  if ((rc == 0)); then
+  if ((rc == 0)) && is_finished "$run"; then
     say "$run is finished"
+    exit 0
   elif ((rc == 2)); then
     say "not requeued: the message above says what to change"
   elif [[ -e $run/REQUEUE ]]; then
@@ -82,5 +90,5 @@ train() { # train RUN RECIPE [name=value ...]
   else
     say "not requeued: it crashed without getting further (outer step ${before:-0})"
   fi
-  exit "$rc"
+  exit $((rc ? rc : 1))
 }

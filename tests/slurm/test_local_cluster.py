@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -9,17 +10,19 @@ import pytest
 
 from tests.slurm.cluster import SCRIPTS, call, wait_until
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("second cluster")]  # one at a time
+pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """Directory of the cluster of this test, and no other cluster."""
-    monkeypatch.setenv("SLURM_LOCAL_DIR", str(tmp_path / "cluster"))
-    monkeypatch.setenv("SLURM_LOCAL_PORT", "19300")
-    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "cluster" / "slurm.conf"))
-    yield tmp_path / "cluster"
-    local_cluster("stop")
+def place(monkeypatch):
+    """Directory of the cluster of this test, and no other cluster; short, as sockets demand."""
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        place = Path(folder) / "cluster"
+        monkeypatch.setenv("SLURM_LOCAL_DIR", str(place))
+        monkeypatch.setenv("SLURM_LOCAL_PORT", "19300")
+        monkeypatch.setenv("SLURM_CONF", str(place / "slurm.conf"))
+        yield place
+        local_cluster("stop")
 
 
 def local_cluster(*words) -> str:
@@ -78,6 +81,13 @@ def test_mistakes(place, words, message):
     done = subprocess.run([SCRIPTS / "local_cluster.sh", *words], capture_output=True, text=True)
     assert done.returncode != 0 and message in done.stdout + done.stderr
     assert not place.exists()
+
+
+def test_a_place_too_long_for_sockets(place, monkeypatch):
+    monkeypatch.setenv("SLURM_LOCAL_DIR", f"{place}{'x' * 60}")
+    done = subprocess.run([SCRIPTS / "local_cluster.sh", "start"], capture_output=True, text=True)
+    assert done.returncode == 1 and "SLURM_LOCAL_DIR is too long" in done.stderr
+    assert not any(place.parent.iterdir())
 
 
 def test_status_of_no_cluster(place):

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from tests.slurm import cluster
-from tests.slurm.runs import STAND_IN, assert_finished, assert_gave_up, assert_goes_on, make_room, saved, wait_for_state
+from tests.slurm.runs import assert_finished, assert_gave_up, assert_goes_on, saved, wait_for_state
 
 pytestmark = pytest.mark.slurm
 
@@ -17,26 +17,6 @@ def test_runs_to_its_end(train):
     job, run, log = train(*RECIPE)
     assert_finished(job, run, log)
     assert cluster.lives(job) == 1
-
-
-@pytest.mark.xdist_group("preemption")
-def test_preempted(train):
-    job, run, log = train(*RECIPE, nodes=cluster.preemptible())
-    wait_for_state(run)
-    make_room()
-    assert_goes_on(job, run, log, "requeued: it stopped early and saved")
-
-
-@pytest.mark.xdist_group("preemption")
-def test_preempted_before_it_could_listen(train, tmp_path):
-    slow = tmp_path / "slow"
-    slow.write_text(f'#!/bin/sh\n[ "$SLURM_RESTART_COUNT" ] || sleep 60\nexec {STAND_IN} "$@"\n')
-    slow.chmod(0o755)
-    job, run, log = train(*RECIPE, nodes=cluster.preemptible(), METAOPT_PYTHON=slow)
-    cluster.wait_until(lambda: cluster.call("squeue", "-h", "-s", "-j", job) != "")
-    time.sleep(1)  # the tasks begin
-    make_room()
-    assert_goes_on(job, run, log, "requeued: it was preempted")
 
 
 def test_requeued_by_hand(train):

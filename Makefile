@@ -29,7 +29,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q $(PYTEST)
 
 # A cluster for these tests alone, stopped whatever happens.
-cluster-test: export SLURM_LOCAL_DIR := $(shell mktemp -u -t metaopt-slurm-XXXXXX)
+cluster-test: export SLURM_LOCAL_DIR := $(shell mktemp -u /tmp/metaopt-slurm-XXXXXX)
 cluster-test: export SLURM_LOCAL_PORT := 18100
 cluster-test: export SLURM_CONF = $(SLURM_LOCAL_DIR)/slurm.conf
 cluster-test: $(STAMP)

@@ -10,13 +10,11 @@ from tests.slurm import cluster, runs
 
 
 def cluster_runs() -> bool:
-    """Whether SLURM_CONF names a cluster that answers; a site's own cluster is left alone."""
-    if not os.environ.get("SLURM_CONF"):
+    """Whether SLURM_CONF names a cluster of ``local_cluster.sh`` that answers; a site's own is left alone."""
+    path = Path(os.environ.get("SLURM_CONF", ""))
+    if not path.is_file() or "ClusterName=local\n" not in path.read_text():
         return False
-    try:
-        return subprocess.run(["sinfo", "-h"], capture_output=True, timeout=30).returncode == 0
-    except FileNotFoundError:
-        return False
+    return subprocess.run(["sinfo", "-h"], capture_output=True, timeout=30).returncode == 0
 
 
 def pytest_collection_modifyitems(items):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slurm
 @pytest.fixture
 def place(monkeypatch):
     """Directory of the cluster of this test, and no other cluster; short, as sockets demand."""
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder:
         place = Path(folder) / "cluster"
         monkeypatch.setenv("SLURM_LOCAL_DIR", str(place))
         monkeypatch.setenv("SLURM_LOCAL_PORT", "19300")

@@ -63,9 +63,9 @@ class StateStore:
             # force: else a process that lists the folder late leaves the save out, and the others wait for it.
             self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
             processes.on_first(lambda: _seal(self._folder / str(step)))
-        except jax.errors.JaxRuntimeError:  # another process has died: no matter of this folder
-            raise
         except Exception as error:
+            if processes.is_loss(error):
+                raise
             raise self._cannot_write(error) from error
 
     def restore(self, step: int, like: TrainState) -> TrainState:

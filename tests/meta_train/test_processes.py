@@ -156,7 +156,7 @@ def test_a_process_that_dies_takes_the_others_with_it(tmp_path):
     began = time.monotonic()
     codes, _ = finish(processes)
     assert codes[1] == -signal.SIGKILL and codes[0] not in (0, 2, preempt.EXIT_CODE)
-    assert time.monotonic() - began < 100
+    assert time.monotonic() - began < 60
     assert not (tmp_path / "run" / preempt.MARKER).exists()
 
 

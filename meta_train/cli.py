@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import jax
@@ -23,6 +24,12 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"metaopt: {error}", file=sys.stderr)
         return 2
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # the usual way out waits for all processes, also for one that is lost
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

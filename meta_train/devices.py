@@ -39,6 +39,8 @@ def prepare(num_samples: int, num_devices: int | None = None, environ: Mapping[s
         return
     if num_devices not in (None, 1):
         raise UserError(f"a process of a step has one CPU device: leave out --devices {num_devices}, add tasks")
+    # It would catch SIGTERM and do nothing, until a run installs its own handlers.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         coordinator_address=coordinator(environ),
         num_processes=int(environ["SLURM_STEP_NUM_TASKS"]),

@@ -1,6 +1,8 @@
 """Metrics of a run: ``metrics.jsonl`` with its mirrors, and a line on the terminal."""
 
+import itertools
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from meta_train.mirrors import Mirrors
+from metaopt.errors import UserError
 
 
 class Log:
@@ -19,29 +22,46 @@ class Log:
     """
 
     def __init__(self, run_dir: Path, start: int):
-        path = run_dir / "metrics.jsonl"
-        rows = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= start]
+        self._path = run_dir / "metrics.jsonl"
+        rows = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+        kept = list(itertools.takewhile(lambda row: _step(row) <= start, rows))
         if kept != rows:
-            shortened = path.with_suffix(".tmp")
+            shortened = self._path.with_suffix(".tmp")
             shortened.write_text("".join(kept))
-            shortened.replace(path)  # at once: a kill in between loses no row
-        self._file = path.open("a", buffering=1)
+            shortened.replace(self._path)  # at once: a kill in between loses no row
+        self._file = self._path.open("a", buffering=1)
         self._mirrors = Mirrors(run_dir, kept)
 
     def write(self, first_step: int, metrics: dict[str, np.ndarray]) -> None:
-        """Writes a dispatch: metrics of shape (steps,), the first for ``first_step``."""
+        """Writes a dispatch: metrics of shape (steps,), the first for ``first_step``.
+
+        Raises:
+          UserError: if the disk is full.
+        """
         rows = []
         for i in range(len(next(iter(metrics.values())))):
             # A value that is not finite becomes null: NaN is not JSON.
             row = {name: _number(values[i]) for name, values in metrics.items()}
             rows.append({"step": first_step + i, "time": round(time.time(), 3), **row})
-        self._file.write("".join(json.dumps(row) + "\n" for row in rows))
+        try:
+            self._file.write("".join(json.dumps(row) + "\n" for row in rows))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self._path}: {error.strerror}; mend that and continue with --resume"
+            ) from error
         self._mirrors.write(rows)
 
     def close(self) -> None:
         self._file.close()
         self._mirrors.close()
+
+
+def _step(row: str) -> float:
+    """Of a line of metrics.jsonl; infinite where the line is damaged, or half of one."""
+    try:
+        return json.loads(row)["step"] if row.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _number(value) -> float | None:

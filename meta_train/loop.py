@@ -19,7 +19,7 @@ class Program(NamedTuple):
     """A recipe turned into functions: the first state, and a dispatch of outer steps."""
 
     init: Callable[[], TrainState]
-    chunk: Callable[[TrainState], tuple[TrainState, Any]]  # (state) -> (state, metrics)
+    chunk: Any  # (state) -> (state, metrics), as jax.jit returns it
 
 
 class Schedule(NamedTuple):
@@ -51,56 +51,69 @@ def run(program: Program, schedule: Schedule, run_dir: Path) -> bool:
         if saved is not None:
             state = store.restore(saved, state)
         step = saved or 0
-        desk = _Desk(run_dir, total, step) if processes.is_first() else None
+        # Apart from the first dispatch, whose time tells how long the next will take.
+        chunk = program.chunk.lower(state).compile()
+        desk = _Desk(run_dir, total, step)
         try:
             reason = watch.agree()
             while step < total and not reason:
                 began = time.monotonic()
-                state, metrics = program.chunk(state)
+                state, metrics = chunk(state)
                 metrics = jax.device_get(metrics)
                 watch.dispatched(time.monotonic() - began)
                 reason = watch.agree()
                 if reason is Reason.TAKEN:
                     break
-                if desk:
-                    desk.write(step + 1, metrics, watch.dispatch)
+                desk.write(step + 1, metrics, watch.dispatch)
                 step += dispatch
                 if reason or step == total or step % save == 0:
                     began = time.monotonic()
                     store.save(state, _meta_loss(metrics))
                     watch.saved(time.monotonic() - began)
             watch.leave(Reason.NONE if step == total else reason)  # before closing, which may take its time
+            if step < total:
+                desk.say(f"stopped at outer step {step}; continue with: metaopt train --resume {run_dir}")
         finally:
-            if desk:
-                desk.close()
+            desk.close()
             store.close()
-    if desk and step < total:
-        print(f"stopped at outer step {step}; continue with: metaopt train --resume {run_dir}", flush=True)
     return step == total
 
 
 class _Desk:
-    """What the first process writes and prints."""
+    """What a run writes and prints: the first process does, and all learn where it cannot."""
 
     def __init__(self, run_dir: Path, total: int, step: int):
-        self._run_dir, self._log, self._progress = run_dir, Log(run_dir, step), Progress(total, step)
-        if step:
-            print(f"resumed {run_dir} at outer step {step}", flush=True)
+        self._run_dir, self._log, self._progress = run_dir, None, Progress(total, step)
+        processes.on_first(lambda: self._open(step))
 
     def write(self, first_step: int, metrics: dict[str, np.ndarray], seconds: float) -> None:
         """A dispatch: metrics of shape (steps,), the first for ``first_step``."""
+        processes.on_first(lambda: self._write(first_step, metrics, seconds))
+
+    def say(self, text: str) -> None:
+        if self._log:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._log:
+            self._log.close()
+
+    def _open(self, step: int) -> None:
+        self._log = Log(self._run_dir, step)
+        if step:
+            self.say(f"resumed {self._run_dir} at outer step {step}")
+
+    def _write(self, first_step: int, metrics: dict[str, np.ndarray], seconds: float) -> None:
+        assert self._log
         self._log.write(first_step, metrics)
         last = first_step + len(metrics["meta_loss"]) - 1
         self._progress.update(last, _meta_loss(metrics), float(np.sum(metrics["inner_steps"])) / seconds)
         if np.all(metrics["skipped"]):
             dead = max(float(np.max(v)) for k, v in metrics.items() if k.endswith("frac_dead"))
-            print(
+            self.say(
                 f"warning: no usable meta-gradient up to outer step {last} ({dead:.0%} of the samples dead); theta is "
                 f"unchanged. Lower settings.step_multiplier or sigma, see {self._run_dir / 'metrics.jsonl'}"
             )
-
-    def close(self) -> None:
-        self._log.close()
 
 
 def _meta_loss(metrics: dict[str, np.ndarray]) -> float:

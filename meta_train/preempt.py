@@ -75,15 +75,14 @@ class Watch:
         self._mark = processes.on_first(lambda: _claim(run_dir))
         self._times = processes.on_first(job_times)
         self.dispatch, self.save = 0.0, 0.0  # seconds that the last one took
-        self._fastest = float("inf")  # dispatch so far: one that compiles or is held up says nothing of the next
+        self._fastest = float("inf")  # dispatch so far: one that was held up says nothing of the next
 
     def agree(self) -> Reason:
         """Why all processes stop now; all of them have to call this."""
         return Reason(processes.largest(max([self._seen(), *self._received])))
 
     def dispatched(self, seconds: float) -> None:
-        if self.dispatch:  # not the first, which compiles
-            self._fastest = min(self._fastest, seconds)
+        self._fastest = min(self._fastest, seconds)
         self.dispatch = seconds
 
     def saved(self, seconds: float) -> None:
@@ -99,7 +98,7 @@ class Watch:
             raise UserError(
                 f"another process has taken {self._run_dir} ({OWNER} names it): this one stops and writes nothing more"
             )
-        processes.on_first((self._run_dir / OWNER).unlink)
+        processes.on_first(lambda: _give_back(self._run_dir, self._mark))
         if reason is Reason.SELDOM:
             raise UserError(
                 f"what lies between two saves (save_every) takes about {self._interval():,.0f} s here, longer than the "
@@ -112,7 +111,7 @@ class Watch:
     def _seen(self) -> Reason:
         if not processes.is_first():
             return Reason.NONE
-        if (self._run_dir / OWNER).read_text() != self._mark:
+        if _owner(self._run_dir) != self._mark:
             return Reason.TAKEN
         if float("inf") > self._interval() > self._limit():
             return Reason.SELDOM
@@ -138,7 +137,10 @@ def job_times(environ: Mapping[str, str] = os.environ) -> tuple[float, float] | 
         return float(environ["SLURM_JOB_START_TIME"]), float(environ["SLURM_JOB_END_TIME"])
     if "SLURM_JOB_ID" not in environ or shutil.which("squeue") is None:
         return None
-    command = ["squeue", "--noheader", "--job", environ["SLURM_JOB_ID"], "--format", "%S %e"]
+    job = environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in environ:  # the last element's own number is that of the whole array too
+        job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    command = ["squeue", "--noheader", "--job", job, "--format", "%S %e"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
         start, end = (datetime.fromisoformat(word).timestamp() for word in answer.split())
@@ -150,10 +152,23 @@ def job_times(environ: Mapping[str, str] = os.environ) -> tuple[float, float] | 
 def _claim(run_dir: Path) -> str:
     """Takes a run: whoever had it finds another mark than its own."""
     (run_dir / MARKER).unlink(missing_ok=True)
-    left_in_order = not (run_dir / OWNER).exists()
+    left_in_order = _owner(run_dir) is None
     mark = f"{socket.gethostname()} pid {os.getpid()} {uuid.uuid4().hex[:8]}\n"
     (run_dir / OWNER).write_text(mark)
     if not left_in_order:
         print(f"{run_dir} was not left in order: waiting {GRACE:.0f} s, something may still be writing", flush=True)
         time.sleep(GRACE)
     return mark
+
+
+def _give_back(run_dir: Path, mark: str) -> None:
+    if _owner(run_dir) == mark:  # else it was taken while the last state was being saved
+        (run_dir / OWNER).unlink()
+
+
+def _owner(run_dir: Path) -> str | None:
+    """The mark of whoever has the run; None where it was left in order."""
+    try:
+        return (run_dir / OWNER).read_text()
+    except FileNotFoundError:
+        return None

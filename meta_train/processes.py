@@ -55,6 +55,11 @@ def meet(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def is_loss(error: Exception) -> bool:
+    """Whether ``error`` says that another process is gone, whatever was being done together."""
+    return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+
+
 def _tell(message: dict) -> dict:
     text = json.dumps(message).encode()
     buffer = np.zeros(MESSAGE_BYTES, np.uint8)

@@ -19,6 +19,7 @@ from metaopt.core import Theta
 from metaopt.errors import UserError
 from tasks import suites
 
+UNFINISHED = "config.json.tmp"
 START = "start"  # in a run directory: the checkpoint that it began from
 
 
@@ -61,6 +62,7 @@ def start(recipe: Recipe, run_dir: Path, mirror: str | None = None) -> bool:
     """
     if mirror:
         mirrors.check(mirror)
+    run_dir = run_dir.resolve()
     processes.on_first(lambda: _check_empty(run_dir))
     compile_recipe(recipe, devices.mesh())  # what cannot be built leaves nothing behind
     processes.on_first(lambda: _make(recipe, run_dir, mirror))
@@ -111,46 +113,55 @@ def recipe_json(recipe: Recipe) -> dict:
 def read_theta(run_dir: Path, step: int | None = None) -> tuple[Theta, int]:
     """The meta-parameters of a saved outer step, the newest by default, and that step."""
     recipe = _self_contained(read_recipe(run_dir), run_dir)
+    # One device can hold what any number of them saved. Made first: a run that goes on deletes old states.
+    like = compile_recipe(recipe, devices.mesh(1)).init()
     if step is None:
         step = state.newest(run_dir)
     else:
         state.check(run_dir, step)
     if step is None:
         raise UserError(f"{run_dir} has no saved state yet")
-    store = state.StateStore(run_dir)
-    # One device can hold what any number of them saved.
-    restored = store.restore(step, compile_recipe(recipe, devices.mesh(1)).init())
+    store = state.StateStore(run_dir, read_only=True)
+    restored = store.restore(step, like)
     store.close()
     return recipe.complete(restored.theta), step
-
-
-def _check_empty(run_dir: Path) -> None:
-    if run_dir.exists() and any(run_dir.iterdir()):
-        remedy = "continue it with --resume" if (run_dir / "config.json").exists() else "choose another"
-        raise UserError(f"run directory {run_dir} is not empty: {remedy}")
-
-
-def _make(recipe: Recipe, run_dir: Path, mirror: str | None) -> None:
-    """Makes the folder beside its place, then moves it there: a kill in between leaves no half of a run."""
-    unfinished = run_dir.with_name(f".{run_dir.name}.new")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        if recipe.start:  # kept, so that a run goes on whatever becomes of the checkpoint
-            shutil.copytree(checkpoint.find(recipe.start), unfinished / START)
-        (unfinished / "config.json").write_text(json.dumps(recipe_json(recipe), indent=2) + "\n")
-        if mirror:
-            mirrors.choose(unfinished, mirror)
-        unfinished.replace(run_dir)
-    except OSError as error:
-        raise UserError(f"cannot write to run directory {run_dir}: {error.strerror}") from error
-
-
-def _train(recipe: Recipe, run_dir: Path) -> bool:
-    schedule = loop.Schedule(recipe.outer_steps, recipe.steps_per_dispatch, recipe.save_every)
-    return loop.run(compile_recipe(_self_contained(recipe, run_dir), devices.mesh()), schedule, run_dir)
 
 
 def _self_contained(recipe: Recipe, run_dir: Path) -> Recipe:
     """The recipe with the run's own copy of the checkpoint it begins from."""
     return dataclasses.replace(recipe, start=str((run_dir / START).resolve())) if recipe.start else recipe
+
+
+def _check_empty(run_dir: Path) -> None:
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"run directory {run_dir} is a file: choose another")
+    if run_dir.exists() and {path.name for path in run_dir.iterdir()} - {UNFINISHED}:
+        remedy = "continue it with --resume" if (run_dir / "config.json").exists() else "choose another"
+        raise UserError(f"run directory {run_dir} is not empty: {remedy}")
+
+
+def _make(recipe: Recipe, run_dir: Path, mirror: str | None) -> None:
+    """Makes the folder; a kill in between leaves an empty one or a run."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / UNFINISHED).write_text(json.dumps(recipe_json(recipe), indent=2) + "\n")
+        (run_dir / UNFINISHED).rename(run_dir / "config.json")
+        if mirror:
+            mirrors.choose(run_dir, mirror)
+    except OSError as error:
+        raise UserError(f"cannot write to run directory {run_dir}: {error.strerror}") from error
+
+
+def _keep_start(recipe: Recipe, run_dir: Path) -> None:
+    """Copies the checkpoint that a run begins from: it goes on whatever becomes of that."""
+    if recipe.start and not (run_dir / START).exists():
+        unfinished = run_dir / f"{START}.tmp"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(checkpoint.find(recipe.start), unfinished)
+        unfinished.rename(run_dir / START)
+
+
+def _train(recipe: Recipe, run_dir: Path) -> bool:
+    processes.on_first(lambda: _keep_start(recipe, run_dir))
+    schedule = loop.Schedule(recipe.outer_steps, recipe.steps_per_dispatch, recipe.save_every)
+    return loop.run(compile_recipe(_self_contained(recipe, run_dir), devices.mesh()), schedule, run_dir)

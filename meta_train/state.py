@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from meta_train import processes
 from meta_train.outer import TrainState
 from metaopt.errors import UserError
 
+UNFINISHED = "saving was not finished"  # what is wrong with a state that has no sums
 SUMS = "SHA256SUMS"  # of every file of a saved step, as ``sha256sum -c`` reads it; written last
 
 
@@ -23,9 +25,13 @@ class StateStore:
     Every process of a run opens it and saves what it holds. Latest and best are kept
     apart: Orbax's own ``max_to_keep`` with ``best_fn`` deletes the newest state when it
     is not among the best.
+
+    Args:
+      run_dir: of the run.
+      read_only: for others than the run itself, which may be saving.
     """
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, run_dir: Path, read_only: bool = False):
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(2),
@@ -33,7 +39,13 @@ class StateStore:
             ]
         )
         # Not in the background: a state is small, and a save that is done can be sealed.
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            enable_async_checkpointing=False,
+            best_fn=lambda m: m["meta_loss"],  # without it the metrics are not written: the next life finds none
+            best_mode="min",
+            read_only=read_only,
+        )
         self._folder = run_dir.resolve() / "state"
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -48,10 +60,12 @@ class StateStore:
         metrics = {"meta_loss": meta_loss if math.isfinite(meta_loss) else 1e30}
         step = int(state.step)
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
-            if processes.is_first():
-                _seal(self._folder / str(step))
+            # force: else a process that lists the folder late leaves the save out, and the others wait for it.
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+            processes.on_first(lambda: _seal(self._folder / str(step)))
         except Exception as error:
+            if processes.is_loss(error):
+                raise
             raise self._cannot_write(error) from error
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -79,28 +93,30 @@ class StateStore:
 
 
 def newest(run_dir: Path) -> int | None:
-    """The newest outer step that is whole; None where nothing was saved.
+    """The newest outer step that is whole; None where nothing was ever saved.
 
-    Those that are not are named in a warning.
+    Those that are damaged, or were being saved when the run was killed, are named in a warning.
 
     Raises:
       UserError: if none of those that are there is whole.
     """
-    steps = sorted(_steps(run_dir), reverse=True)
     faults = []
-    for step in steps:
+    for step in sorted(_steps(run_dir), reverse=True):
         fault = _fault(run_dir / "state" / str(step))
         if fault is None:
             return step
-        faults.append(f"outer step {step}: {fault}")
-        print(f"warning: skipped what {run_dir} saved at {faults[-1]}", flush=True)
-    if steps:
+        print(f"warning: skipped outer step {step} of {run_dir}: {fault}", flush=True)
+        if fault != UNFINISHED:  # what never was a state is no loss
+            faults.append(f"outer step {step}: {fault}")
+    if faults:
         raise UserError(f"{run_dir / 'state'} holds no state that is whole ({'; '.join(faults)}): begin another run")
     return None
 
 
 def set_damaged_aside(run_dir: Path) -> int | None:
-    """As ``newest``; steps that are not whole go to ``damaged/``, so that they can be made again."""
+    """As ``newest``; later steps go to ``damaged/``, so that they can be made again."""
+    for unfinished in (run_dir / "state").glob("*.orbax-checkpoint-tmp"):
+        shutil.rmtree(unfinished)
     found = newest(run_dir)
     for step in _steps(run_dir):
         if found is None or step > found:
@@ -127,15 +143,19 @@ def _seal(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{_digest(path)}  {path.relative_to(folder)}\n" for path in files]
     unfinished = folder / f"{SUMS}.tmp"
-    unfinished.write_text("".join(lines))
+    with unfinished.open("w") as file:
+        file.write("".join(lines))
+        file.flush()
+        os.fsync(file.fileno())  # else a node that crashes may leave it empty
     unfinished.rename(folder / SUMS)
 
 
 def _fault(folder: Path) -> str | None:
     """What is wrong with a saved step. Orbax reads arrays in which a byte has flipped without complaint."""
-    if not (folder / SUMS).is_file():
-        return "saving was not finished"
-    for line in (folder / SUMS).read_text().splitlines():
+    sums = (folder / SUMS).read_text() if (folder / SUMS).is_file() else ""
+    if not sums:
+        return UNFINISHED
+    for line in sums.splitlines():
         digest, _, name = line.partition("  ")
         if not (folder / name).is_file():
             return f"{name} is missing"

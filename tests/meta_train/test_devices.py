@@ -112,6 +112,10 @@ def test_the_times_of_a_job(monkeypatch, tmp_path):
         squeue.write_text(f'#!/bin/sh\n[ "$3" = 7 ] && echo "{answer}"\n')
         squeue.chmod(0o755)
         assert preempt.job_times({"SLURM_JOB_ID": "7"}) == times
+        # The last element of an array has the number of the array.
+        element = {"SLURM_JOB_ID": "6", "SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "2"}
+        squeue.write_text(squeue.read_text().replace("= 7", "= 6_2"))
+        assert preempt.job_times(element) == times
 
 
 def test_a_single_process_talks_to_itself():

@@ -136,7 +136,7 @@ def test_a_run_goes_on_from_the_newest_whole_state_on_any_number_of_processes(ru
     shutil.copytree(cut, folder := tmp_path / "run")
     codes, outputs = finish(launch(2 if way == "processes" else 1, "--resume", folder, *options))
     assert set(codes) == {0}, outputs
-    assert sum(output.count("skipped what") for output in outputs) == 1
+    assert sum(output.count("skipped outer step 60") for output in outputs) == 1
     assert sum(output.count("at outer step 40") for output in outputs) == 1
     # With the same devices bit for bit; with others a sum has another order.
     assert_same(folder, runs / "processes", **({} if way == "processes" else {"rtol": 1e-5}))
@@ -156,7 +156,7 @@ def test_a_process_that_dies_takes_the_others_with_it(tmp_path):
     began = time.monotonic()
     codes, _ = finish(processes)
     assert codes[1] == -signal.SIGKILL and codes[0] not in (0, 2, preempt.EXIT_CODE)
-    assert time.monotonic() - began < 100
+    assert time.monotonic() - began < 60
     assert not (tmp_path / "run" / preempt.MARKER).exists()
 
 
@@ -189,4 +189,4 @@ def test_saving_more_seldom_than_the_job_is_long_is_refused(tmp_path):
     assert (
         codes == [2] and "lower save_every in" in outputs[0] and "the whole job (60 s)" in outputs[0].replace("\n", " ")
     )
-    assert run.read_theta(tmp_path / "run")[1] == 10  # what was done is saved
+    assert run.read_theta(tmp_path / "run")[1] == 5  # what was done is saved

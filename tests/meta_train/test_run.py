@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -142,6 +143,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write to run directory .*file/run: Not a directory"):
         run.start(TINY, tmp_path / "file" / "run")
+    with pytest.raises(UserError, match="file is a file: choose another"):
+        run.start(TINY, tmp_path / "file")
 
 
 def test_a_read_only_folder_is_refused(tmp_path, monkeypatch):
@@ -172,6 +175,10 @@ def test_a_full_disk_is_named_and_the_saved_state_survives(tmp_path, monkeypatch
     assert run.read_theta(folder)[1] == 4 and steps(folder) == [1, 2, 3, 4]
 
 
+def assert_same_theta(folder, other):
+    jax.tree.map(np.testing.assert_array_equal, run.read_theta(folder), run.read_theta(other))
+
+
 def damage(step_folder, fault):
     largest = max((path for path in step_folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     if fault == "flipped":  # in the arrays, where Orbax does not see it
@@ -192,8 +199,8 @@ def test_a_damaged_state_is_skipped_and_made_again(tmp_path, capsys, finished, f
     damage(folder / "state" / "4", fault)
     run.resume(folder)
     out = capsys.readouterr().out
-    assert "warning: skipped what" in out and "outer step 4: " in out and said in out and "at outer step 2" in out
-    jax.tree.map(np.testing.assert_array_equal, run.read_theta(folder), run.read_theta(finished))
+    assert "warning: skipped outer step 4 of " in out and said in out and "at outer step 2" in out
+    assert_same_theta(folder, finished)
     assert [p.name for p in (folder / "damaged").iterdir()] == ["4"] and steps(folder) == [1, 2, 3, 4]
 
 
@@ -255,6 +262,42 @@ def test_a_run_without_a_usable_gradient_says_so_and_leaves_theta_alone(tmp_path
 
 
 def test_what_a_killed_start_left_is_no_run(tmp_path):
-    (tmp_path / ".run.new" / "start").mkdir(parents=True)
-    assert run.start(TINY, tmp_path / "run")
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    (tmp_path / "config.json.tmp").write_text("{")
+    assert run.start(TINY, tmp_path)
+    assert run.read_recipe(tmp_path) == TINY
+
+
+def test_what_a_killed_first_save_left_is_no_state(tmp_path, capsys, finished):
+    shutil.copytree(finished, folder := tmp_path / "run")
+    shutil.rmtree(folder / "state" / "4")
+    (folder / "state" / "2" / "SHA256SUMS").write_text("")  # a node that crashes may leave it empty
+    (folder / "state" / "6.orbax-checkpoint-tmp").mkdir()
+    run.resume(folder)
+    assert "skipped outer step 2 of" in capsys.readouterr().out
+    assert_same_theta(folder, finished)
+    assert sorted(path.name for path in (folder / "state").iterdir()) == ["2", "4"]
+
+
+def test_a_run_is_begun_in_an_empty_folder_wherever_it_is(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    monkeypatch.chdir(tmp_path / "link")
+    assert run.start(TINY, Path("."))
+    assert run.read_theta(tmp_path / "folder")[1] == 4
+
+
+def test_a_damaged_row_and_all_behind_it_are_dropped(tmp_path):
+    rows = ['{"step": 1}', '{"step": 2', '{"step": 3}']
+    (tmp_path / "metrics.jsonl").write_text("".join(row + "\n" for row in rows))
+    Log(tmp_path, 3).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_every_life_keeps_three_states_at_most(tmp_path):
+    state = run.compile_recipe(TINY, devices.mesh()).init()
+    for life in range(3):
+        store = StateStore(tmp_path)
+        for step, loss in enumerate([2.0, 1.0 + life, 3.0, 4.0], 4 * life):
+            store.save(state.replace(step=state.step + step), loss)
+        store.close()
+    assert sorted(int(p.name) for p in (tmp_path / "state").iterdir()) == [1, 10, 11]  # the best is of the first life

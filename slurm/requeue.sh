@@ -65,7 +65,10 @@ is_finished() { # is_finished RUN
   [[ $steps && $(newest_state "$1") == "$steps" ]]
 }
 
-newest_state() { ls "$1/state" 2>/dev/null | grep -xE '[0-9]+' | sort -n | tail -n 1; } # newest_state RUN
+# The last outer step that is saved: the sums come last.
+newest_state() { # newest_state RUN
+  (cd "$1/state" 2>/dev/null && ls -d [0-9]*/SHA256SUMS 2>/dev/null) | cut -d/ -f1 | sort -n | tail -n 1
+}
 
 # Begins a run or goes on with it, and puts the job back into the queue where that helps.
 train() { # train RUN RECIPE [name=value ...]
@@ -81,12 +84,22 @@ train() { # train RUN RECIPE [name=value ...]
     exit 0
   elif ((rc == 2)); then
     say "not requeued: the message above says what to change"
-  elif [[ -e $run/REQUEUE ]]; then
-    go_on "it stopped early and saved"
   elif preempted; then
     go_on "it was preempted"
   elif [[ $(newest_state "$run") != "$before" ]]; then
-    go_on "it crashed, but had got further: to outer step $(newest_state "$run")"
+    if [[ -e $run/REQUEUE ]]; then
+      go_on "it stopped early and saved"
+    elif ((rc == 85)); then
+      say "not requeued: it was stopped by hand"
+    else
+      go_on "it crashed, but had got further: to outer step $(newest_state "$run")"
+    fi
+  elif [[ -e $run/REQUEUE ]]; then
+    if ((${SLURM_RESTART_COUNT:-0} == 0)); then
+      go_on "it stopped early"
+    else
+      say "not requeued: the time was too short to get further (outer step ${before:-0}): ask for more --time"
+    fi
   else
     say "not requeued: it crashed without getting further (outer step ${before:-0})"
   fi

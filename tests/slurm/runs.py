@@ -26,11 +26,11 @@ def begin(
 
 def saved(run: Path) -> list[int]:
     """The outer steps with a state."""
-    return sorted(int(path.name) for path in run.glob("state/*") if path.name.isdigit())
+    return sorted(int(path.parent.name) for path in run.glob("state/*/SHA256SUMS"))
 
 
 def wait_for_state(run: Path) -> None:
-    cluster.wait_until(lambda: bool(saved(run)))
+    cluster.wait_until(lambda: bool(saved(run)), seconds=120)
 
 
 def metrics(run: Path) -> list[dict]:

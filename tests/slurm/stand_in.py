@@ -44,10 +44,12 @@ else:
 
 def save():
     if first:
-        (run / "state" / str(step)).mkdir(parents=True, exist_ok=True)
+        folder = run / "state" / str(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "SHA256SUMS").touch()
 
 
-step = max((int(p.name) for p in run.glob("state/*")), default=0)
+step = max((int(path.parent.name) for path in run.glob("state/*/SHA256SUMS")), default=0)
 if first and step:
     print(f"resumed {run} at outer step {step}", flush=True)
 while step < recipe["outer_steps"] and not stop:

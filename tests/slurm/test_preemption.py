@@ -27,7 +27,7 @@ def test_preempted(train):
     job, run, log = train(*RECIPE, nodes=cluster.preemptible())
     wait_for_state(run)
     urgent = make_room()
-    assert_goes_on(job, run, log, "requeued: it stopped early and saved")
+    assert_goes_on(job, run, log, "requeued: it was preempted")
     assert cluster.state(urgent) == "COMPLETED"
 
 
@@ -47,7 +47,7 @@ def test_the_run_is_the_one_it_would_be(train):
     job, run, log = train(*REAL, nodes=cluster.preemptible(), **TRAINER)
     wait_for_state(run)
     make_room()
-    assert_goes_on(job, run, log, "requeued: it stopped early and saved")
+    assert_goes_on(job, run, log, "requeued: it was preempted")
     assert_finished(whole, whole_run, whole_log)
     assert cluster.lives(whole) == 1
     assert metrics(run) == metrics(whole_run)

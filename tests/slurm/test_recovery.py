@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm import cluster
-from tests.slurm.runs import assert_finished, assert_same_theta, begin
+from tests.slurm.runs import assert_finished, assert_same_theta, begin, wait_for_state
 
 pytestmark = pytest.mark.slurm
 
@@ -46,7 +46,7 @@ def live(train):
 
     def submit(**how) -> tuple[str, Path, Path]:
         job, run, log = train(*RECIPE, **how, **TRAINER)
-        cluster.wait_until(lambda: any(run.glob("state/*/SHA256SUMS")), seconds=120)
+        wait_for_state(run)
         return job, run, log
 
     return submit

@@ -12,7 +12,7 @@ from meta_train import preempt, processes
 from meta_train.log import Log, Progress
 from meta_train.outer import TrainState
 from meta_train.preempt import Reason
-from meta_train.state import StateStore, set_damaged_aside
+from meta_train.state import StateStore, restore, set_damaged_aside
 
 
 class Program(NamedTuple):
@@ -49,7 +49,7 @@ def run(program: Program, schedule: Schedule, run_dir: Path) -> bool:
         saved = processes.on_first(lambda: set_damaged_aside(run_dir))
         state, store = program.init(), StateStore(run_dir)
         if saved is not None:
-            state = store.restore(saved, state)
+            state = restore(run_dir, saved, state)
         step = saved or 0
         # Apart from the first dispatch, whose time tells how long the next will take.
         chunk = program.chunk.lower(state).compile()

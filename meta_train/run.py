@@ -121,10 +121,7 @@ def read_theta(run_dir: Path, step: int | None = None) -> tuple[Theta, int]:
         state.check(run_dir, step)
     if step is None:
         raise UserError(f"{run_dir} has no saved state yet")
-    store = state.StateStore(run_dir, read_only=True)
-    restored = store.restore(step, like)
-    store.close()
-    return recipe.complete(restored.theta), step
+    return recipe.complete(state.restore(run_dir, step, like).theta), step
 
 
 def _self_contained(recipe: Recipe, run_dir: Path) -> Recipe:

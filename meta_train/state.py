@@ -25,13 +25,9 @@ class StateStore:
     Every process of a run opens it and saves what it holds. Latest and best are kept
     apart: Orbax's own ``max_to_keep`` with ``best_fn`` deletes the newest state when it
     is not among the best.
-
-    Args:
-      run_dir: of the run.
-      read_only: for others than the run itself, which may be saving.
     """
 
-    def __init__(self, run_dir: Path, read_only: bool = False):
+    def __init__(self, run_dir: Path):
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(2),
@@ -44,7 +40,6 @@ class StateStore:
             enable_async_checkpointing=False,
             best_fn=lambda m: m["meta_loss"],  # without it the metrics are not written: the next life finds none
             best_mode="min",
-            read_only=read_only,
         )
         self._folder = run_dir.resolve() / "state"
         self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -68,20 +63,6 @@ class StateStore:
                 raise
             raise self._cannot_write(error) from error
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """Restores a saved step into the structure, dtypes and shardings of ``like``.
-
-        Any number of processes and devices may have saved it.
-
-        Raises:
-          UserError: if it belongs to another recipe.
-        """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            return cast(TrainState, self._manager.restore(step, args=ocp.args.StandardRestore(abstract)))
-        except Exception as error:
-            raise UserError(f"cannot restore outer step {step} from {self._folder}: {_first_line(error)}") from error
-
     def close(self) -> None:
         self._manager.close()
 
@@ -90,6 +71,25 @@ class StateStore:
             f"cannot save to {self._folder}: {_first_line(error)}; free some space or choose another folder, "
             "then continue with --resume"
         )
+
+
+def restore(run_dir: Path, step: int, like: TrainState) -> TrainState:
+    """A saved step, in the structure, dtypes and shardings of ``like``.
+
+    Any number of processes and devices may have saved it; a run may be saving others.
+
+    Raises:
+      UserError: if it belongs to another recipe.
+    """
+    folder = run_dir.resolve() / "state" / str(step)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return cast(TrainState, checkpointer.restore(folder / "default", abstract))
+    except Exception as error:
+        if processes.is_loss(error):
+            raise
+        raise UserError(f"cannot restore outer step {step} from {folder.parent}: {_first_line(error)}") from error
 
 
 def newest(run_dir: Path) -> int | None:

@@ -61,7 +61,7 @@ go_on() { # go_on WHY
 # srun ends with 0 also where a node was lost.
 is_finished() { # is_finished RUN
   local steps
-  steps=$(sed -n 's/^ *"outer_steps": \([0-9]*\),*$/\1/p' "$1/config.json")
+  steps=$(sed -n 's/.*"outer_steps": \([0-9]*\).*/\1/p' "$1/config.json")
   [[ $steps && $(newest_state "$1") == "$steps" ]]
 }
 

@@ -1,7 +1,6 @@
 """The command ``metaopt``."""
 
 import argparse
-import json
 import os
 import sys
 import traceback
@@ -10,6 +9,22 @@ from pathlib import Path
 import jax
 
 from meta_train import mirrors
+from meta_train.commands import (
+    run_coord_check,
+    run_estimator_study,
+    run_evaluate,
+    run_export,
+    run_import,
+    run_info,
+    run_list,
+    run_merge,
+    run_report,
+    run_schedule_study,
+    run_submit_evaluate,
+    run_submit_sweep,
+    run_submit_train,
+    run_train,
+)
 from metaopt.errors import UserError
 from tasks import data
 
@@ -60,11 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--dir", type=Path, help="run directory (default: runs/RECIPE)")
     train.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR")
     train.add_argument("--devices", type=int, help="CPU devices to make (default: one per core, if the samples divide)")
-    train.add_argument(
-        "--log",
-        choices=mirrors.KINDS,
-        help="mirror the metrics; a resumed run keeps the mirrors it has (default: none)",
-    )
+    add_log(train)
     train.set_defaults(run=run_train)
 
     export = commands.add_parser("export", help="turn a run into a checkpoint")
@@ -141,8 +152,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_log(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log",
+        choices=mirrors.KINDS,
+        help="mirror the metrics; a resumed run keeps the mirrors it has (default: none)",
+    )
+
+
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
-    """What an evaluation is of, and where it goes: see ``evaluation``."""
+    """What an evaluation is of, and where it goes: see ``commands.evaluation``."""
     parser.add_argument("name", help="of a checkpoint, or its folder")
     parser.add_argument("--suite", default="heldout-small")
     parser.add_argument("--tasks", help="only these of the suite, comma separated")
@@ -161,6 +180,7 @@ def add_submissions(works) -> None:
     train.add_argument("settings", nargs="*", metavar="name=value", help="changes to the recipe")
     train.add_argument("--dir", type=Path, help="run directory (default: runs/RECIPE)")
     train.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR")
+    add_log(train)
 
     sweep = works.add_parser("sweep", help="recipes x overrides, a job array")
     sweep.add_argument(
@@ -176,154 +196,6 @@ def add_submissions(works) -> None:
         work.set_defaults(run=run, sbatch=[])
     for array in (sweep, evaluate):
         array.add_argument("--at-once", type=int, metavar="N", help="how many run at the same time (default: all)")
-
-
-def evaluation(arguments):
-    """The ``evaluate.Request`` that the options of ``add_evaluation`` make, and the folder for its results."""
-    from meta_train.evaluate import Request
-    from metaopt.evaluation.compare import Settings
-
-    request = Request(
-        arguments.name,
-        arguments.suite,
-        tuple(arguments.baselines.split(",")),
-        Settings(num_steps=arguments.steps, seeds=arguments.seeds, draws=arguments.draws),
-        tuple(arguments.tasks.split(",")) if arguments.tasks else None,
-        arguments.block,
-    )
-    return request, arguments.out or Path("reports") / f"{request.label}-{request.suite}"
-
-
-def run_train(arguments) -> int:
-    from meta_train import devices, preempt, run
-    from meta_train import recipe as recipes
-
-    chosen = recipes.override(recipes.find(arguments.recipe), arguments.settings) if arguments.recipe else None
-    recipe = run.read_recipe(arguments.resume) if arguments.resume else chosen
-    if recipe is None:
-        raise UserError(f"name a recipe ({', '.join(recipes.names())}) or a run with --resume DIR")
-    devices.prepare(recipe.spread(), arguments.devices)
-    if arguments.resume:
-        finished = run.resume(arguments.resume, chosen, arguments.log)
-    else:
-        finished = run.start(recipe, arguments.dir or Path("runs") / arguments.recipe, arguments.log)
-    return 0 if finished else preempt.EXIT_CODE
-
-
-def run_export(arguments) -> None:
-    from meta_train.export import export
-
-    print(export(arguments.dir, arguments.name, arguments.step, arguments.summary))
-
-
-def run_import(arguments) -> None:
-    from metaopt import importers
-
-    words, names = {"true": True, "false": False}, sum(importers.OPTIONS.values(), [])
-    given = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
-    options = {name: words.get(value, value) for name, value in given.items()}
-    print(importers.import_file(arguments.file, arguments.name, arguments.licence, **options))
-
-
-def run_list(arguments) -> None:
-    from metaopt import catalogue, checkpoint
-
-    manifests = {name: checkpoint.read_manifest(name) for name in checkpoint.list_pretrained()}
-    print(catalogue.markdown(manifests) if arguments.markdown else catalogue.text(manifests))
-
-
-def run_info(arguments) -> None:
-    from metaopt import checkpoint
-
-    checkpoint.read(arguments.name)  # verified, not only printed
-    print(json.dumps(checkpoint.read_manifest(arguments.name), indent=2))
-
-
-def run_evaluate(arguments) -> None:
-    from meta_train import evaluate
-
-    request, out = evaluation(arguments)
-    if arguments.part is not None:
-        if arguments.record:
-            raise UserError("a part has no result to record: leave --record to metaopt merge")
-        print(evaluate.evaluate_part(request, out, arguments.part))
-        return
-    evaluate.evaluate(request, out)
-    run_report(argparse.Namespace(dir=out))
-    if arguments.record:
-        evaluate.record(request.name, out)
-
-
-def run_merge(arguments) -> None:
-    from meta_train import evaluate, merge
-
-    name = merge.merge(arguments.dir)
-    run_report(arguments)
-    if arguments.record:
-        evaluate.record(name, arguments.dir)
-
-
-def run_submit_train(arguments) -> None:
-    from meta_train import recipe as recipes
-    from meta_train import submit
-
-    if arguments.resume and not arguments.recipe:
-        jobs = submit.resume(arguments.resume)
-    elif arguments.recipe and not arguments.resume:
-        folder = arguments.dir or Path("runs") / arguments.recipe
-        jobs = submit.train(arguments.recipe, arguments.settings, folder)
-    else:
-        raise UserError(f"name a recipe ({', '.join(recipes.names())}) or a run with --resume DIR, one of them")
-    submit.send(jobs, arguments.sbatch, arguments.dry_run)
-
-
-def run_submit_sweep(arguments) -> None:
-    from meta_train import submit, sweep
-
-    runs = sweep.plan(arguments.settings, arguments.dir)
-    jobs = submit.sweep_array(runs, arguments.dir, arguments.at_once)
-    for index, run in enumerate(runs):
-        print(f"{index:4d}  {run.folder}")
-    if not arguments.dry_run:
-        sweep.write(runs, arguments.dir)
-    submit.send(jobs, arguments.sbatch, arguments.dry_run)
-
-
-def run_submit_evaluate(arguments) -> None:
-    from meta_train import submit
-
-    jobs = submit.evaluation(*evaluation(arguments), arguments.at_once)
-    submit.send(jobs, arguments.sbatch, arguments.dry_run)
-
-
-def run_report(arguments) -> None:
-    from metaopt.evaluation import report
-
-    print(report.text_table(arguments.dir))
-    print(f"report: {report.write(arguments.dir)}")
-
-
-def run_schedule_study(arguments) -> None:
-    from meta_train import schedule_study
-
-    print(schedule_study.table(schedule_study.write(arguments.dirs, arguments.out, arguments.seeds)))
-    print(f"picture: {arguments.out / 'schedule.png'}")
-
-
-def run_estimator_study(arguments) -> None:
-    from meta_train import estimator_study
-
-    estimator_study.prepare(arguments.out)
-    results = estimator_study.measure(estimator_study.Settings())
-    print(estimator_study.summary(results))
-    print(f"picture: {estimator_study.write(arguments.out, results)}")
-
-
-def run_coord_check(arguments) -> None:
-    from meta_train import coord_check
-
-    print(coord_check.table(coord_check.write(arguments.optimizer, arguments.network, arguments.out)))
-    print(f"picture: {arguments.out / 'coord_check.png'}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from meta_train import evaluate, run, sweep
+from meta_train import evaluate, mirrors, run, sweep
 from meta_train import recipe as recipes
 from metaopt.errors import UserError
 
@@ -40,14 +40,17 @@ def scripts() -> Path:
     return installed if installed.is_dir() else package.parent / "slurm"
 
 
-def train(name: str, settings: list[str], folder: Path) -> list[Job]:
+def train(name: str, settings: list[str], folder: Path, mirror: str | None = None) -> list[Job]:
     """The job that begins a run, or goes on with it.
 
     Raises:
-      UserError: for an unknown recipe or setting, or a folder that holds something else.
+      UserError: for an unknown recipe or setting, a folder that holds something else, or
+        a mirror that is not installed.
     """
     _check(name, settings, folder)
-    return [_meta_train(folder, [name, *settings])]
+    if mirror:
+        mirrors.check(mirror)
+    return [_meta_train(folder, [name, *settings, *(["--log", mirror] if mirror else [])])]
 
 
 def resume(folder: Path) -> list[Job]:

@@ -7,7 +7,7 @@ import shutil
 import jax
 import pytest
 
-from meta_train import cli, evaluate
+from meta_train import cli, commands, evaluate
 from meta_train.evaluate import Part, Request
 from meta_train.merge import merge
 from metaopt import checkpoint, optimizers
@@ -167,5 +167,5 @@ def test_a_merged_result_is_recorded_unless_the_weights_have_changed(capsys, par
 
 def test_the_options_of_a_request_ask_for_it_again():
     for request in (REQUEST, dataclasses.replace(REQUEST, only=None, baselines=("lion", "adamw"))):
-        again, _ = cli.evaluation(cli.parse(["evaluate", *request.options()]))
+        again, _ = commands.evaluation(cli.parse(["evaluate", *request.options()]))
         assert again == request

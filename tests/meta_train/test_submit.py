@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meta_train import cli, run, submit, sweep
+from meta_train import cli, commands, run, submit, sweep
 from meta_train import recipe as recipes
 
 
@@ -42,12 +42,18 @@ def test_train(capsys):
     (command,) = dry_run(capsys, "train", "digits-quick", "--dir", "runs/a", "outer_steps=500", "--", *options)
     log = ["--job-name=a", "--output=runs/a.%j.log"]
     assert command == [*log, *options, "meta_train.sbatch", "runs/a", "digits-quick", "outer_steps=500"]
+    (command,) = dry_run(capsys, "train", "digits-quick", "--dir", "runs/a", "--log", "wandb")
+    assert command == [*log, "meta_train.sbatch", "runs/a", "digits-quick", "--log", "wandb"]
 
 
 def test_the_commands_of_the_readme():
-    commands = re.findall(r"^metaopt (submit .+)", (submit.scripts() / "README.md").read_text(), re.MULTILINE)
-    works = [cli.parse(shlex.split(command)) for command in commands]
-    assert {work.run for work in works} == {cli.run_submit_train, cli.run_submit_sweep, cli.run_submit_evaluate}
+    lines = re.findall(r"^metaopt (submit .+)", (submit.scripts() / "README.md").read_text(), re.MULTILINE)
+    works = [cli.parse(shlex.split(line)) for line in lines]
+    assert {work.run for work in works} == {
+        commands.run_submit_train,
+        commands.run_submit_sweep,
+        commands.run_submit_evaluate,
+    }
     for work in works:
         if "settings" in work and not getattr(work, "resume", None):
             sweep.plan([*([work.recipe] if "recipe" in work else []), *work.settings], Path("s"))
@@ -120,7 +126,7 @@ def test_evaluate(capsys):
     assert parts[:script] == [*log, "--array=0-5", "-p", "long"]  # 2 optimizers x 3 draws
     # What the array computes is what was asked for.
     told, asked = (
-        cli.evaluation(cli.parse(["evaluate", *w])) for w in (parts[script + 1 :], ["small-fc-images", *options])
+        commands.evaluation(cli.parse(["evaluate", *w])) for w in (parts[script + 1 :], ["small-fc-images", *options])
     )
     assert told == asked
     log = ["--job-name=r", "--output=r/logs/merge_%j.log"]

@@ -2,7 +2,8 @@
 # make test    everything that must hold
 # make lint    ruff and pyright
 # make bench   throughput of meta-training and cost of an update
-# make cluster-test   the batch scripts on a real SLURM, on this machine, four minutes
+# make bench-scale    outer steps per second on 1 and 2 processes and devices, and what a model says of 512
+# make cluster-test   the batch scripts on a real SLURM, on this machine, five minutes
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -13,7 +14,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 # Two processes: most of the time is compiling, which takes one core.
 PYTEST ?= -n 2 --dist loadfile
 
-.PHONY: demo test lint bench wheel cluster-test
+.PHONY: demo test lint bench bench-scale wheel cluster-test
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
@@ -42,6 +43,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
+
+bench-scale: $(STAMP)
+	$(BIN)/python -m tests.bench.scale
 
 # A wheel, installed far from the tree, must find its own checkpoints.
 wheel: $(STAMP)

@@ -121,25 +121,20 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(stopped):
     assert run.read_theta(stopped)[1] == saved
 
 
-@pytest.fixture(scope="module")
-def cut(runs, tmp_path_factory):
-    """The run of two processes, the last state of which is damaged."""
-    folder = tmp_path_factory.mktemp("cut") / "run"
-    shutil.copytree(runs / "processes", folder)
+@pytest.mark.parametrize(
+    "saved_by, read_by", [("processes", "processes"), ("processes", "device"), ("device", "processes")]
+)
+def test_a_run_goes_on_from_the_newest_whole_state_on_any_number_of_processes(runs, tmp_path, saved_by, read_by):
+    shutil.copytree(runs / saved_by, folder := tmp_path / "run")
     (folder / "state" / "60" / "SHA256SUMS").unlink()
     (folder / preempt.MARKER).touch()
-    return folder
-
-
-@pytest.mark.parametrize("way, options", [("processes", []), ("device", ["--devices", "1"])])
-def test_a_run_goes_on_from_the_newest_whole_state_on_any_number_of_processes(runs, cut, tmp_path, way, options):
-    shutil.copytree(cut, folder := tmp_path / "run")
-    codes, outputs = finish(launch(2 if way == "processes" else 1, "--resume", folder, *options))
+    options = ["--devices", "1"] if read_by == "device" else []
+    codes, outputs = finish(launch(2 if read_by == "processes" else 1, "--resume", folder, *options))
     assert set(codes) == {0}, outputs
     assert sum(output.count("skipped outer step 60") for output in outputs) == 1
     assert sum(output.count("at outer step 40") for output in outputs) == 1
     # With the same devices bit for bit; with others a sum has another order.
-    assert_same(folder, runs / "processes", **({} if way == "processes" else {"rtol": 1e-5}))
+    assert_same(folder, runs / saved_by, **({} if saved_by == read_by else {"rtol": 1e-5}))
     assert [row["step"] for row in rows(folder)] == list(range(1, 61))
     assert not (folder / preempt.MARKER).exists()
 

@@ -18,6 +18,8 @@ STEP_VARIABLES = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "SLURM
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # where the driver lists them
 HEARTBEAT = 30  # seconds after which a process that is silent counts as lost; a run then goes on from its last save
 
+FAREWELL = 120  # seconds that a process which is done waits for the others, e.g. for the first to close its log
+
 
 def prepare(num_samples: int, num_devices: int | None = None, environ: Mapping[str, str] = os.environ) -> None:
     """Makes the devices; called before anything runs.
@@ -47,7 +49,7 @@ def prepare(num_samples: int, num_devices: int | None = None, environ: Mapping[s
         process_id=int(environ["SLURM_PROCID"]),
         local_device_ids=local_accelerators(environ),
         heartbeat_timeout_seconds=HEARTBEAT,
-        shutdown_timeout_seconds=HEARTBEAT,  # one that has failed does not wait for the others
+        shutdown_timeout_seconds=FAREWELL,
     )
     # With more, gloo's collectives wait for each other for ever.
     jax.config.update("jax_num_cpu_devices", 1)

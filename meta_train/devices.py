@@ -17,7 +17,6 @@ SAMPLE_AXIS = "sample"  # the mesh axis that the samples of an estimator are spr
 STEP_VARIABLES = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # where the driver lists them
 HEARTBEAT = 30  # seconds after which a process that is silent counts as lost; a run then goes on from its last save
-
 FAREWELL = 120  # seconds that a process which is done waits for the others, e.g. for the first to close its log
 
 

@@ -171,7 +171,9 @@ def test_the_process_that_came_last_has_the_run(tmp_path):
 def test_a_run_stops_in_time_for_the_limit_of_its_job(tmp_path):
     now = time.time()
     times = {"SLURM_JOB_START_TIME": str(int(now)), "SLURM_JOB_END_TIME": str(int(now + 40))}
-    codes, outputs = finish(launch(1, *RECIPE, "outer_steps=1000000", "--dir", tmp_path / "run", **times))
+    codes, outputs = finish(
+        launch(1, *RECIPE, "outer_steps=1000000", "--dir", tmp_path / "run", "--devices", "1", **times)
+    )
     assert codes == [preempt.EXIT_CODE], outputs
     assert time.time() < now + 40 and (tmp_path / "run" / preempt.MARKER).exists()
 

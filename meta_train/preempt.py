@@ -151,10 +151,13 @@ def job_times(environ: Mapping[str, str] = os.environ) -> tuple[float, float] | 
 
 def _claim(run_dir: Path) -> str:
     """Takes a run: whoever had it finds another mark than its own."""
-    (run_dir / MARKER).unlink(missing_ok=True)
-    left_in_order = _owner(run_dir) is None
     mark = f"{socket.gethostname()} pid {os.getpid()} {uuid.uuid4().hex[:8]}\n"
-    (run_dir / OWNER).write_text(mark)
+    try:
+        left_in_order = _owner(run_dir) is None
+        (run_dir / MARKER).unlink(missing_ok=True)
+        (run_dir / OWNER).write_text(mark)
+    except OSError as error:
+        raise UserError(f"cannot write to run directory {run_dir}: {error.strerror}") from error
     if not left_in_order:
         print(f"{run_dir} was not left in order: waiting {GRACE:.0f} s, something may still be writing", flush=True)
         time.sleep(GRACE)

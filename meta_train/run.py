@@ -151,11 +151,15 @@ def _make(recipe: Recipe, run_dir: Path, mirror: str | None) -> None:
 
 def _keep_start(recipe: Recipe, run_dir: Path) -> None:
     """Copies the checkpoint that a run begins from: it goes on whatever becomes of that."""
-    if recipe.start and not (run_dir / START).exists():
-        unfinished = run_dir / f"{START}.tmp"
-        shutil.rmtree(unfinished, ignore_errors=True)
+    if not recipe.start or (run_dir / START).exists():
+        return
+    unfinished = run_dir / f"{START}.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
         shutil.copytree(checkpoint.find(recipe.start), unfinished)
         unfinished.rename(run_dir / START)
+    except OSError as error:
+        raise UserError(f"cannot copy checkpoint {recipe.start} to {run_dir}: {error}; then use --resume") from error
 
 
 def _train(recipe: Recipe, run_dir: Path) -> bool:

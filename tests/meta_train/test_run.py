@@ -147,6 +147,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         run.start(TINY, tmp_path / "file")
 
 
+@pytest.mark.parametrize("name", ["owner", "REQUEUE"])
+def test_a_run_that_cannot_be_taken_is_named(tmp_path, finished, name):
+    shutil.copytree(finished, folder := tmp_path / "run")
+    (folder / name / "in the way").mkdir(parents=True)  # what cannot be written, whoever asks
+    with pytest.raises(UserError, match="cannot write to run directory .*: Is a directory"):
+        run.resume(folder)
+    assert run.read_theta(folder)[1] == 4
+
+
 def test_a_read_only_folder_is_refused(tmp_path, monkeypatch):
     # Asked of the system, not tried by chmod: root may write anywhere.
     (tmp_path / "config.json").write_text(json.dumps(run.recipe_json(TINY)))

@@ -77,6 +77,19 @@ def test_an_unknown_entry_is_named():
         warm_start.begin_from(optimizers.build("small_fc"), theta, ["shedule"])
 
 
+def test_a_checkpoint_that_cannot_be_copied_is_named_and_the_run_goes_on_later(begun, tmp_path, monkeypatch):
+    _, second = begun
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", full)
+        with pytest.raises(UserError, match="cannot copy checkpoint first to .*No space left .* --resume"):
+            run.start(second, tmp_path / "run")
+    assert run.resume(tmp_path / "run")
+
+
 def test_a_checkpoint_of_another_optimizer_is_refused_before_anything_is_written(begun, tmp_path):
     _, second = begun
     other = dataclasses.replace(second, settings={"hidden": 3, "schedule": True})

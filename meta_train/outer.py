@@ -1,8 +1,8 @@
 """The outer loop: sample, estimate, move theta, many times in one dispatch."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,25 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from meta_train import devices
+from meta_train.parallel import devices
 from metaopt.core import Estimator, Key, Theta
 from metaopt.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class OuterLoop:
+    """How theta moves: AdamW on meta-gradients, a linear warm-up and a cosine to zero."""
+
+    outer_steps: int = 1000  # the cosine ends here, and the run
     learning_rate: float = 3e-3  # at the end of the warm-up
     warmup: int = 100  # outer steps
-    outer_steps: int = 1000  # the cosine ends here
     clip: float = 1.0  # norm of the meta-gradient of each inner problem
     weight_decay: float = 0.0
+    seed: int = 0  # of theta, of every sample
 
     def __post_init__(self):
+        if self.outer_steps < 1:
+            raise UserError(f"outer_steps must be at least 1, got {self.outer_steps}")
         if not 0 <= self.warmup < self.outer_steps:
             raise UserError(f"need 0 <= warmup < outer_steps, got {self.warmup} and {self.outer_steps}")
         if min(self.learning_rate, self.clip) <= 0:
@@ -42,7 +47,19 @@ class TrainState:
     step: Any  # () int32, outer steps done
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
+class Program(NamedTuple):
+    """An outer loop: of an estimator, see ``build``, or of a strategy.
+
+    Attributes:
+      init: ``(theta, key) -> TrainState``, the state before the first outer step.
+      step: ``TrainState -> (TrainState, metrics)``, one outer step; metrics are () arrays.
+    """
+
+    init: Callable[[Theta, Key], TrainState]
+    step: Callable[[TrainState], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def optimizer(config: OuterLoop) -> optax.GradientTransformation:
     """AdamW with a linear warm-up and a cosine to zero."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0 if config.warmup else config.learning_rate, config.learning_rate, config.warmup, config.outer_steps
@@ -50,23 +67,21 @@ def optimizer(config: Config) -> optax.GradientTransformation:
     return optax.adamw(schedule, weight_decay=config.weight_decay)
 
 
-def init(theta: Theta, estimators: Sequence[Estimator], tx: optax.GradientTransformation, key: Key) -> TrainState:
-    """The state before the first outer step."""
-    states = tuple(e.init(theta, jax.random.fold_in(key, i)) for i, e in enumerate(estimators))
-    return TrainState(theta, tx.init(theta), states, jnp.zeros((), jnp.int32))
-
-
-def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation, clip: float):
-    """Returns ``state -> (state, metrics)``, one outer step.
+def build(estimators: Sequence[Estimator], tx: optax.GradientTransformation, clip: float) -> Program:
+    """The outer loop of meta-gradients.
 
         g = mean over inner problems i of g_i min(1, clip / |g_i|);   theta <- theta + tx(g)
 
-    Each problem is clipped by itself: the norms are mostly noise, and a noisy problem
-    must not drown the others. An inner problem with no valid sample is left out of the mean. If none has one, or
-    g is not finite, theta and the outer optimizer stay as they are.
+    Each problem is clipped by itself: the norms are mostly noise, and a noisy problem must not
+    drown the others. An inner problem with no valid sample is left out of the mean. If none has
+    one, or g is not finite, theta and the outer optimizer stay as they are.
 
     The metrics of problem i are named ``problem_i/...``, scalar entries of theta ``theta/...``.
     """
+
+    def init(theta: Theta, key: Key) -> TrainState:
+        states = tuple(e.init(theta, jax.random.fold_in(key, i)) for i, e in enumerate(estimators))
+        return TrainState(theta, tx.init(theta), states, jnp.zeros((), jnp.int32))
 
     def step(state: TrainState):
         grads, states, metrics = [], [], {}
@@ -102,7 +117,7 @@ def build_step(estimators: Sequence[Estimator], tx: optax.GradientTransformation
                 metrics[f"theta/{jax.tree_util.keystr(path, simple=True, separator='/')}"] = value
         return TrainState(theta, opt_state, tuple(states), state.step + 1), metrics
 
-    return step
+    return Program(init, step)
 
 
 def shardings(mesh: Mesh) -> TrainState:
@@ -114,14 +129,18 @@ def shardings(mesh: Mesh) -> TrainState:
     return TrainState(everywhere, everywhere, by_sample, everywhere)
 
 
-def build_chunk(step, length: int, mesh: Mesh):
+def build_dispatch(program: Program, length: int, mesh: Mesh):
     """Compiles ``length`` outer steps into one dispatch; the state is donated.
 
     Returns ``state -> (state, metrics)`` with metrics of shape (length,).
     """
     placed = shardings(mesh)
+
+    def dispatch(state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
+        return jax.lax.scan(lambda state, _: program.step(state), state, length=length)
+
     return jax.jit(
-        lambda state: jax.lax.scan(lambda s, _: step(s), state, length=length),
+        dispatch,
         in_shardings=(placed,),
         out_shardings=(placed, NamedSharding(mesh, P())),
         donate_argnums=0,

@@ -5,11 +5,25 @@ updates, state = tx.update(grads, state, params, value=loss)
 """
 
 from metaopt import mup
-from metaopt.checkpoint import list_pretrained, load, save
+from metaopt.checkpoint import list_pretrained, load, read, save
 from metaopt.compose import compose
 from metaopt.errors import UserError
-from metaopt.optimizers import FAMILIES, build
+from metaopt.evaluation import evaluate
+from metaopt.families import FAMILIES, KINDS, build
 from metaopt.sharding import state_sharding
 
 __version__ = "0.1.0"
-__all__ = ["FAMILIES", "UserError", "build", "compose", "list_pretrained", "load", "mup", "save", "state_sharding"]
+__all__ = [
+    "FAMILIES",
+    "KINDS",
+    "UserError",
+    "build",
+    "compose",
+    "evaluate",
+    "list_pretrained",
+    "load",
+    "mup",
+    "read",
+    "save",
+    "state_sharding",
+]

@@ -1,7 +1,8 @@
 """Pretrained weights on disk: a folder with manifest.json and weights.safetensors.
 
-The manifest says what the weights are, what they were meta-trained on and what was
-measured; its sha256 pins the weights. Nothing is ever unpickled.
+The manifest says what the weights are, what they were meta-trained on and what was measured; its
+sha256 pins the weights. Nothing is ever unpickled, and a checkpoint never makes code run: one of
+a family that metaopt does not have loads only with ``family=`` given by its user.
 """
 
 import hashlib
@@ -13,21 +14,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import safetensors.numpy
 
-from metaopt import optimizers
-from metaopt.core import LearnedOptimizer, Theta
+from metaopt import families
+from metaopt.core import Algorithm, Learned, Theta
 from metaopt.errors import UserError, unknown
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
+# Format 1 is older than kinds, and had other names for two settings.
+RENAMED_SINCE_FORMAT_1 = {"celo2": {"orthogonalise": "orthogonalize"}}
 
 
 class Checkpoint(NamedTuple):
-    """A pretrained learned optimizer: its rule, its meta-parameters, its manifest."""
+    """A pretrained algorithm: how it is built, its meta-parameters, its manifest."""
 
-    optimizer: LearnedOptimizer
+    learned: Learned
     theta: Theta
     manifest: dict[str, Any]
 
@@ -46,54 +48,69 @@ def list_pretrained() -> list[str]:
 
 
 def load(
-    name: str | Path, num_steps: int | jax.Array | None = None, **settings: Any
-) -> optax.GradientTransformationExtraArgs:
-    """Loads a pretrained learned optimizer as an Optax optimizer.
+    name: str | Path, num_steps: int | jax.Array | None = None, *, family: Any = None, **settings: Any
+) -> Algorithm:
+    """Loads a pretrained algorithm as what its users already know, e.g. an Optax optimizer.
 
     Args:
       name: one of ``list_pretrained()``, or the path of a checkpoint folder.
-      num_steps: how many steps will be trained; needed by families that look at the
-        fraction of training done.
-      settings: of the family, in the place of the manifest's, e.g. ``learning_rate`` of
+      num_steps: how many steps will be trained; needed by families that look at the fraction of
+        training done.
+      family: of a checkpoint whose family metaopt does not have: the object, or a reference to it, see
+        ``families.build``.
+      settings: fields of the family's config that replace the manifest's, e.g. ``learning_rate`` of
         celo2. Those that decide the shapes of theta have to stay.
 
     Returns:
-      A transformation; call ``update(grads, state, params, value=loss)``.
+      What the checkpoint's kind says, see ``families.KINDS``. Of kind "optimizer", a transformation:
+      call ``update(grads, state, params, value=loss)``.
 
     Raises:
-      UserError: if there is no such checkpoint, or it is damaged or of another format.
+      UserError: if there is no such checkpoint, it is damaged or of another format, or its family is
+        not one of metaopt's and ``family`` is not given.
       ValueError: if the family needs ``num_steps``.
     """
-    found = read(name, **settings)
-    return found.optimizer.bind(found.theta, num_steps=num_steps)
+    found = read(name, family=family, **settings)
+    return found.learned.bind(found.theta, num_steps=num_steps)
 
 
-def read(name: str | Path, **settings: Any) -> Checkpoint:
+def read(name: str | Path, *, family: Any = None, **settings: Any) -> Checkpoint:
     """Reads and verifies a checkpoint: format version, sha256, names, shapes, dtypes.
 
-    ``settings`` as for ``load``.
+    Args:
+      name, family, settings: as for ``load``.
 
     Raises:
       UserError: naming what is wrong with it.
     """
     folder = find(name)
     manifest = read_manifest(folder)
-    optimizer = optimizers.build(manifest["family"], **manifest["config"] | settings)
+    if family is None and not families.is_ours(manifest["family"]):
+        raise UserError(
+            f"checkpoint {name} is of the family {manifest['family']!r}, which metaopt does not have and will not run "
+            f"unasked: pass family=, the object or path/to/file.py:name"
+        )
+    learned = families.build(family or manifest["family"], **manifest["config"] | settings)
+    return Checkpoint(learned, _unflatten(read_arrays(folder), learned, folder), manifest)
+
+
+def read_arrays(name: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint by path, their sha256 verified. Raises UserError if they are damaged."""
+    folder = find(name)
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"{folder}: {WEIGHTS} is missing")
     data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+    if hashlib.sha256(data).hexdigest() != read_manifest(folder)["sha256"]:
         raise UserError(f"{path} is damaged: its sha256 is not the one in {MANIFEST}; fetch it again")
     try:
-        arrays = safetensors.numpy.load(data)
+        return safetensors.numpy.load(data)
     except Exception as error:
         raise UserError(f"{path} is not a safetensors file: {error}") from error
-    return Checkpoint(optimizer, _unflatten(arrays, optimizer, folder), manifest)
 
 
 def read_manifest(name: str | Path) -> dict[str, Any]:
-    """The manifest of a checkpoint. Raises UserError if it is missing or unreadable."""
+    """The manifest of a checkpoint, as of the newest format. Raises UserError if it is missing or unreadable."""
     path = find(name) / MANIFEST
     try:
         manifest = json.loads(path.read_text())
@@ -102,22 +119,26 @@ def read_manifest(name: str | Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise UserError(f"{path} is damaged: it should hold a JSON object")
     version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path} has format version {version!r}, this metaopt reads {FORMAT_VERSION}: update metaopt")
+    if version not in range(1, FORMAT_VERSION + 1):
+        raise UserError(f"{path} has format version {version!r}, this metaopt reads 1 to {FORMAT_VERSION}: update metaopt")
     for field in ("family", "config", "sha256"):
         if field not in manifest:
             raise UserError(f"{path} is damaged: the field {field!r} is missing")
+    if version == 1:
+        manifest |= {"format_version": FORMAT_VERSION, "kind": "optimizer"}
+        renamed = RENAMED_SINCE_FORMAT_1.get(manifest["family"], {})
+        manifest["config"] = {renamed.get(name, name): value for name, value in manifest["config"].items()}
     return manifest
 
 
-def save(name: str | Path, family: str, config: dict[str, Any], theta: Theta, **about: Any) -> Path:
+def save(name: str | Path, family: Any, config: dict[str, Any], theta: Theta, **about: Any) -> Path:
     """Writes a checkpoint that ``load`` reads back bit for bit.
 
     Args:
       name: a plain name goes into METAOPT_CHECKPOINTS or, where that is not set, the
         ``checkpoints`` folder of the working directory; a path is taken as it is.
-      family, config: as for ``optimizers.build``.
-      theta: meta-parameters, a tree of dicts.
+      family, config: as for ``families.build``.
+      theta: meta-parameters, any tree of arrays.
       about: further fields of the manifest, JSON values, e.g. ``meta_trained_on``.
 
     Returns:
@@ -127,24 +148,37 @@ def save(name: str | Path, family: str, config: dict[str, Any], theta: Theta, **
       UserError: if the folder exists and is no checkpoint, or theta is not finite or
         not of this family.
     """
-    folder = Path(name)
-    if folder.name == str(name):
-        folder = Path(os.environ.get("METAOPT_CHECKPOINTS", "checkpoints")) / folder
+    arrays = flatten(theta)
+    learned = families.build(family, **config)
+    _unflatten(arrays, learned, folder_of(name))
+    label = family if isinstance(family, str) else f"<{families.label(family)}>"
+    return write(name, learned.kind, label, config, arrays, **about)
+
+
+def write(
+    name: str | Path, kind: str, family: str, config: dict[str, Any], arrays: dict[str, np.ndarray], **about: Any
+) -> Path:
+    """Writes a checkpoint of arrays by path, without looking at the code of their family; ``save`` does.
+
+    Raises:
+      UserError: if the folder exists and is no checkpoint, or an array is not finite.
+    """
+    folder = folder_of(name)
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
         raise UserError(f"{folder} exists and is not a checkpoint: choose another name")
-    # safetensors writes memory as it lies, and a transposed array lies in another order.
-    arrays = {path: np.asarray(leaf, order="C") for path, leaf in _flatten(theta).items()}
-    _unflatten(arrays, optimizers.build(family, **config), folder)
     for path, array in arrays.items():
         if not np.all(np.isfinite(array)):
             raise UserError(f"theta holds values that are not finite at {path!r}: nothing was written")
+    # safetensors writes memory as it lies, and a transposed array lies in another order.
+    arrays = {path: np.asarray(array, order="C") for path, array in arrays.items()}
     data = safetensors.numpy.save(arrays)
     manifest = {
         "format_version": FORMAT_VERSION,
         "name": folder.name,
+        "kind": kind,
         "family": family,
         "config": config,
-        "theta": {p: {"shape": list(a.shape), "dtype": str(a.dtype)} for p, a in arrays.items()},
+        "theta": {path: {"shape": list(a.shape), "dtype": str(a.dtype)} for path, a in arrays.items()},
         "sha256": hashlib.sha256(data).hexdigest(),
         **about,
     }
@@ -154,6 +188,14 @@ def save(name: str | Path, family: str, config: dict[str, Any], theta: Theta, **
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot write checkpoint {folder}: {error.strerror}") from error
+    return folder
+
+
+def folder_of(name: str | Path) -> Path:
+    """Where ``save`` writes: a plain name is inside a folder of checkpoints, a path is taken as it is."""
+    folder = Path(name)
+    if folder.name == str(name):
+        folder = Path(os.environ.get("METAOPT_CHECKPOINTS", "checkpoints")) / folder
     return folder
 
 
@@ -176,15 +218,27 @@ def find(name: str | Path) -> Path:
     raise unknown("checkpoint", str(name), list_pretrained())
 
 
-def _flatten(theta: Theta) -> dict[str, Any]:
-    """Leaves by their dotted path."""
-    return {".".join(str(k.key) for k in path): leaf for path, leaf in jax.tree.leaves_with_path(theta)}
+def flatten(theta: Theta) -> dict[str, np.ndarray]:
+    """The leaves of theta by their dotted path; of a single array, by "theta".
+
+    Raises:
+      UserError: if two leaves have the same path, e.g. {"a.b": x, "a": {"b": y}}.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for path, leaf in jax.tree.leaves_with_path(theta):
+        name = jax.tree_util.keystr(path, simple=True, separator=".") or "theta"
+        if name in arrays:
+            raise UserError(f"theta has two entries that are both called {name!r}: rename one of its keys")
+        arrays[name] = np.asarray(leaf)
+    return arrays
 
 
-def _unflatten(arrays: dict[str, np.ndarray], optimizer: LearnedOptimizer, folder: Path) -> Theta:
-    """Arrays by path -> theta of ``optimizer``, every name, shape and dtype checked."""
-    expected = jax.eval_shape(optimizer.init, jax.random.key(0))
-    named = _flatten(expected)
+def _unflatten(arrays: dict[str, np.ndarray], learned: Learned, folder: Path) -> Theta:
+    """Arrays by path -> theta of ``learned``, every name, shape and dtype checked."""
+    expected = jax.eval_shape(learned.init, jax.random.key(0))
+    structure = jax.tree.structure(expected)
+    indices = flatten(structure.unflatten(range(structure.num_leaves)))
+    named = {path: jax.tree.leaves(expected)[int(i)] for path, i in indices.items()}
     for path in [*named, *arrays]:
         if path not in arrays:
             raise UserError(f"{folder}: the weights lack {path!r}")
@@ -193,4 +247,4 @@ def _unflatten(arrays: dict[str, np.ndarray], optimizer: LearnedOptimizer, folde
         ours, theirs = (named[path].shape, named[path].dtype), (arrays[path].shape, arrays[path].dtype)
         if ours != theirs:
             raise UserError(f"{folder}: {path!r} should be {ours[1]}{list(ours[0])}, is {theirs[1]}{list(theirs[0])}")
-    return jax.tree.unflatten(jax.tree.structure(expected), [jnp.asarray(arrays[path]) for path in named])
+    return structure.unflatten([jnp.asarray(arrays[path]) for path in named])

@@ -1,78 +1,99 @@
-"""The contracts every part of metaopt speaks.
+"""The contracts every module of metaopt speaks.
 
-Data flows one way: a task becomes an inner problem, an estimator turns an inner
-problem into a meta-gradient, the outer loop moves theta, and theta bound to a
-learned optimizer is an ordinary Optax transformation. Nothing here imports any
-other module of the project.
+Data flows one way: a task becomes an inner problem, an estimator turns an inner problem into a
+meta-gradient, the outer loop moves theta, and theta bound to a learned algorithm is an object
+that its users already know. Nothing here imports any other module of the project.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
-import jax.numpy as jnp
-import optax
 
 PyTree: TypeAlias = Any
 Theta: TypeAlias = PyTree  # meta-parameters: what meta-training changes
-Params: TypeAlias = PyTree  # inner parameters: what a bound optimizer changes
+Params: TypeAlias = PyTree  # inner parameters: what an optimizer changes
+TaskParams: TypeAlias = PyTree  # which problem of a task: a pytree of arrays, may be empty
+Algorithm: TypeAlias = Any  # what ``Learned.bind`` returns: an Optax optimizer, a drift, an evosax algorithm ...
 Key: TypeAlias = jax.Array  # a typed key of jax.random
 
 
-class LearnedOptimizer(NamedTuple):
+class Learned(NamedTuple):
     """What is meta-trained and what is deployed: one object for both.
 
     Attributes:
       init: ``key -> theta``, fresh meta-parameters.
-      bind: ``(theta, num_steps=None) -> optax.GradientTransformationExtraArgs``.
-        ``theta`` may be traced, so binding happens inside the function that is
-        vmapped over perturbations or differentiated. ``num_steps``, the planned
-        length of training in inner steps, may be a traced integer.
+      bind: ``(theta, num_steps=None) -> algorithm``, an object its users already know. ``theta`` may
+        be traced, so binding happens inside the function that is vmapped over perturbations or
+        differentiated. ``num_steps``, the planned length of training in inner steps, may be a
+        traced integer. The state of what is bound holds arrays only.
+      kind: what the algorithm does, a name of ``metaopt.families.KINDS``; tasks say in ``solved_by``
+        which kinds they are for.
     """
 
     init: Callable[[Key], Theta]
-    bind: Callable[..., optax.GradientTransformationExtraArgs]
+    bind: Callable[..., Algorithm]
+    kind: str = "optimizer"
 
 
 class Task(Protocol):
-    """A distribution of problems; every method is pure and vmappable.
+    """A distribution of problems, each of which runs itself; every method is pure and vmappable.
 
-    A task of classification may also have ``outputs``, called like ``loss``: the
-    (num, classes) logits of the same batch. One in muP may have ``multipliers``,
-    ``task_params -> tree like the parameters``, what every update is multiplied by, or None.
+    Meta-training and evaluation call the same ``step``: what was trained is what is measured. A
+    task passes its algorithm all that it has for it, e.g. an optimizer ``value``, ``value_fn``, ``key``
+    and ``activations``. For a differentiable loss see ``tasks.supervised``: there only the loss is said.
     """
 
     @property
     def name(self) -> str: ...
 
-    def traits(self) -> dict:
+    @property
+    def solved_by(self) -> tuple[str, ...]:
+        """Kinds of algorithm, names of ``metaopt.families.KINDS``."""
+        ...
+
+    def traits(self) -> dict[str, Any]:
         """What decides whether a task is held out, as plain JSON values.
 
         "family": str; "datasets": names; "architecture": name -> [smallest, largest].
         """
         ...
 
-    def sample(self, key: Key) -> PyTree:
+    def sample(self, key: Key) -> TaskParams:
         """Which problem: a pytree of arrays, possibly empty."""
         ...
 
-    def init(self, task_params: PyTree, key: Key) -> Params:
-        """Fresh inner parameters."""
+    def init(self, task_params: TaskParams, key: Key) -> PyTree:
+        """What is worked on, fresh: parameters, an agent, a population."""
         ...
 
-    def loss(self, task_params: PyTree, params: Params, key: Key, split: str = "train") -> jax.Array:
-        """() float32 on a batch of ``split`` drawn on the device from ``key``."""
+    def start(self, algorithm: Algorithm, task_params: TaskParams, x: PyTree) -> PyTree:
+        """The state before the first step: ``x`` and what the algorithm keeps beside it."""
         ...
 
-    def evaluate(self, task_params: PyTree, params: Params, split: str) -> dict[str, jax.Array]:
-        """Measures on a fixed set of examples of ``split``; always holds "loss" ()."""
+    def step(
+        self, algorithm: Algorithm, task_params: TaskParams, state: PyTree, key: Key
+    ) -> tuple[PyTree, jax.Array]:
+        """One step, e.g. a batch, a PPO update, a generation: the new state and the () loss of the step."""
         ...
 
+    def solution(self, state: PyTree) -> PyTree:
+        """What is worked on, as it stands: like what ``init`` returns."""
+        ...
 
-def scaled_updates(task: Task, task_params: PyTree, updates: PyTree) -> PyTree:
-    """Updates times the task's ``multipliers``, where it has them."""
-    multipliers = getattr(task, "multipliers", lambda task_params: None)(task_params)
-    return updates if multipliers is None else jax.tree.map(jnp.multiply, updates, multipliers)
+    def evaluate(
+        self, task_params: TaskParams, x: PyTree, split: str, key: Key | None = None
+    ) -> dict[str, jax.Array]:
+        """Measures of a solution, () each; always holds "loss", the smaller the better.
+
+        Args:
+          task_params: which problem.
+          x: a solution.
+          split: "train", "valid" or "test".
+          key: of a quick measurement, e.g. a fresh batch, as meta-training records it after every
+            step; None asks for the thorough one, the same at every call.
+        """
+        ...
 
 
 class Episode(NamedTuple):
@@ -88,7 +109,7 @@ class Episode(NamedTuple):
     step: PyTree  # () int32, inner steps taken
     horizon: PyTree  # () int32, inner steps of the whole episode
     problem: PyTree  # which problem is solved, independent of theta
-    inner: PyTree  # parameters, optimizer state: what theta acts on
+    inner: PyTree  # the state of the task: what theta acts on; may be empty
 
 
 class Learner(NamedTuple):

@@ -36,8 +36,8 @@ step() { # step COMMAND...
 # Whether SLURM asked the job to make room. It counts on the job to come back by itself if it leaves in time.
 preempted() { scontrol show job "$job" | grep -q 'PreemptTime=[0-9]'; }
 
-# Puts the job back into the queue. One that the user cancelled or requeued, or that ran into its time limit, is
-# already ending (COMPLETING, no longer RUNNING) and is left alone: a cancelled job stays cancelled. So is one that lives
+# Puts the job back into the queue. One that the user canceled or requeued, or that ran into its time limit, is
+# already ending (COMPLETING, no longer RUNNING) and is left alone: a canceled job stays canceled. So is one that lives
 # elsewhere by now, where SLURM has given up this node.
 go_on() { # go_on WHY
   local state attempt

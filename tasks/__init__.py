@@ -1,11 +1,12 @@
-"""What there is to optimise: task families, their data, and named suites of them."""
+"""What there is to optimize: task families, their data, and named suites of them."""
 
-from tasks.augment import Reparametrised
+from tasks.augment import Reparametrized
 from tasks.image_conv import ImageConv
 from tasks.image_mlp import ImageMLP
 from tasks.lasso import Lasso
 from tasks.quadratic import Quadratic
+from tasks.supervised import Supervised
 
 TASKS = {"image_conv": ImageConv, "image_mlp": ImageMLP, "lasso": Lasso, "quadratic": Quadratic}
 
-__all__ = ["TASKS", "ImageConv", "ImageMLP", "Lasso", "Quadratic", "Reparametrised"]
+__all__ = ["TASKS", "ImageConv", "ImageMLP", "Lasso", "Quadratic", "Reparametrized", "Supervised"]

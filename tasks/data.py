@@ -23,7 +23,7 @@ SPLITS = ("train", "valid", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Grey images and labels, one array each for the splits one after the other.
+    """Gray images and labels, one array each for the splits one after the other.
 
     Attributes:
       name: of the set.

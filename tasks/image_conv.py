@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metaopt.core import Key, Params
 from tasks import image_table
-from tasks.image_table import EVALUATED, NUM_CLASSES
+from tasks.image_table import NUM_CLASSES, NUM_EVALUATED
+from tasks.supervised import Supervised
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageConv:
+class ImageConv(Supervised):
     """3x3 convolutions with stride 2 and ReLU, a mean over pixels, a linear layer.
 
     Attributes:
@@ -38,11 +40,7 @@ class ImageConv:
             "architecture": {"side": [self.side] * 2, "depth": [len(self.channels)] * 2, "width": [*self.channels]},
         }
 
-    def sample(self, key):
-        del key
-        return ()
-
-    def init(self, task_params, key):
+    def init(self, task_params: tuple, key: Key) -> Params:
         """He-normal weights, zero biases."""
         del task_params
         sizes, params = (1, *self.channels), {}
@@ -53,22 +51,34 @@ class ImageConv:
         params["head"] = {"w": draw * sizes[-1] ** -0.5, "b": jnp.zeros(NUM_CLASSES)}
         return params
 
-    def logits(self, params, inputs):
+    def logits(self, params: Params, inputs: jax.Array) -> jax.Array:
         """(num, pixels) -> (num, 10)."""
-        hidden = inputs.reshape(-1, self.side, self.side, 1)
+        return self._layer_outputs(params, inputs)["head"]
+
+    def unit_activity(self, task_params: tuple, params: Params, key: Key) -> Params:
+        """Means also over the pixels of a channel."""
+        del task_params
+        inputs, _ = self.table.batch(0, "train", key, self.batch_size)
+        outputs = self._layer_outputs(params, inputs)
+        return {name: jnp.mean(jnp.abs(x), axis=range(x.ndim - 1)) for name, x in outputs.items()}
+
+    def _layer_outputs(self, params: Params, inputs: jax.Array) -> dict[str, jax.Array]:
+        """Each convolution's (num, side, side, channels) behind its ReLU, then the logits."""
+        hidden, outputs = inputs.reshape(-1, self.side, self.side, 1), {}
         for layer in range(len(self.channels)):
             p = params[f"conv{layer}"]
             hidden = jax.lax.conv_general_dilated(
                 hidden, p["w"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
-            hidden = jax.nn.relu(hidden + p["b"])
-        return jnp.mean(hidden, axis=(1, 2)) @ params["head"]["w"] + params["head"]["b"]
+            hidden = outputs[f"conv{layer}"] = jax.nn.relu(hidden + p["b"])
+        outputs["head"] = jnp.mean(hidden, axis=(1, 2)) @ params["head"]["w"] + params["head"]["b"]
+        return outputs
 
-    def outputs(self, task_params, params, key, split: str = "train"):
+    def outputs(self, task_params: tuple, params: Params, key: Key, split: str = "train") -> jax.Array:
         del task_params
         return self._on_batch(params, key, split)[0]
 
-    def loss(self, task_params, params, key, split: str = "train"):
+    def loss(self, task_params: tuple, params: Params, key: Key, split: str = "train") -> jax.Array:
         del task_params
         logits, labels = self._on_batch(params, key, split)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
@@ -77,7 +87,7 @@ class ImageConv:
         inputs, labels = self.table.batch(0, split, key, self.batch_size)
         return self.logits(params, inputs), labels
 
-    def evaluate(self, task_params, params, split: str):
+    def measure(self, task_params: tuple, params: Params, split: str) -> dict[str, jax.Array]:
         del task_params
-        inputs, labels = self.table.spread(0, split, EVALUATED)
+        inputs, labels = self.table.evenly_spaced(0, split, NUM_EVALUATED)
         return image_table.classification(self.logits(params, inputs), labels)

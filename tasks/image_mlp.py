@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metaopt.core import Key, Params
 from tasks import image_table
-from tasks.image_table import EVALUATED, NUM_CLASSES
+from tasks.image_table import NUM_CLASSES, NUM_EVALUATED
+from tasks.supervised import Supervised
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "silu": jax.nn.silu}
 
@@ -22,11 +24,11 @@ class Sampled(NamedTuple):
     input_scale: jax.Array  # ()
     unit_mask: jax.Array  # (width,) 1 for units that exist
     layer_mask: jax.Array  # (depth,) 1 for layers that exist; the first always does
-    train_part: image_table.Part  # the training examples there are
+    train_subset: image_table.Subset  # the training examples there are
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageMLP:
+class ImageMLP(Supervised):
     """A distribution of classifiers ``side * side -> width x depth -> 10``.
 
     Data set, activation, number of units and layers, initial scales are drawn for
@@ -40,9 +42,9 @@ class ImageMLP:
       batch_size: examples of one inner step.
       min_width, min_depth: the smallest, log-uniform and uniform; 0 is no range.
       activations: names, see ACTIVATIONS.
-      init_spread: initial weights of each layer are scaled by a factor log-uniform
-        in [1 / init_spread, init_spread].
-      input_spread: the same for the inputs.
+      max_init_factor: initial weights of each layer are scaled by a factor log-uniform
+        in [1 / max_init_factor, max_init_factor].
+      max_input_factor: the same for the inputs.
       min_train: training examples there are, log-uniform from this to all of them; 0
         is no range. Few of them are soon learned by heart.
       mup: the network in muP: the last layer starts at zero and is divided by its fan-in,
@@ -57,8 +59,8 @@ class ImageMLP:
     min_width: int = 0
     min_depth: int = 0
     activations: tuple[str, ...] = ("relu",)
-    init_spread: float = 1.0
-    input_spread: float = 1.0
+    max_init_factor: float = 1.0
+    max_input_factor: float = 1.0
     min_train: int = 0
     mup: bool = False
     name: str = "image-mlp"
@@ -78,30 +80,29 @@ class ImageMLP:
             },
         }
 
-    def sample(self, key) -> Sampled:
-        k_set, k_act, k_init, k_input, k_width, k_depth, k_part = jax.random.split(key, 7)
+    def sample(self, key: Key) -> Sampled:
+        k_set, k_act, k_init, k_input, k_width, k_depth, k_subset = jax.random.split(key, 7)
         dataset = jax.random.randint(k_set, (), 0, len(self.datasets))
-        spread = lambda key, shape, s: s ** jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
         num_units = jnp.float32(self.width)
         if self.min_width:
             ratio = (self.width + 1) / self.min_width
             num_units = jnp.floor(self.min_width * ratio ** jax.random.uniform(k_width))
         num_layers = jax.random.randint(k_depth, (), self.min_depth or self.depth, self.depth + 1)
-        part = self.table.whole(dataset, "train")
+        subset = self.table.whole(dataset, "train")
         if self.min_train:
-            part = self.table.draw_part(dataset, "train", k_part, self.min_train)
+            subset = self.table.draw_subset(dataset, "train", k_subset, self.min_train)
         which = jax.random.randint(k_act, (), 0, len(self.activations))
         return Sampled(
             dataset=dataset,
             activation=jax.nn.one_hot(which, len(self.activations)),
-            init_scale=spread(k_init, (self.depth + 1,), self.init_spread),
-            input_scale=spread(k_input, (), self.input_spread),
+            init_scale=_log_uniform(k_init, (self.depth + 1,), self.max_init_factor),
+            input_scale=_log_uniform(k_input, (), self.max_input_factor),
             unit_mask=(jnp.arange(self.width) < num_units).astype(jnp.float32),
             layer_mask=(jnp.arange(self.depth) < num_layers).astype(jnp.float32),
-            train_part=part,
+            train_subset=subset,
         )
 
-    def init(self, task_params: Sampled, key):
+    def init(self, task_params: Sampled, key: Key) -> Params:
         """Weights normal with variance 1 / fan_in (2 / fan_in would be He), biases zero."""
         num_units = jnp.sum(task_params.unit_mask)
         sizes = [self.side**2, *[self.width] * self.depth, NUM_CLASSES]
@@ -114,7 +115,7 @@ class ImageMLP:
             params[f"b{layer}"] = jnp.zeros(num_out)
         return params
 
-    def multipliers(self, task_params: Sampled):
+    def multipliers(self, task_params: Sampled) -> Params | None:
         """In muP what updates are multiplied by: 1 / fan_in for hidden layers, else 1."""
         if not self.mup:
             return None
@@ -123,9 +124,20 @@ class ImageMLP:
         is_hidden = lambda kind, layer: kind == "w" and 0 < layer < self.depth
         return {name: shrinks if is_hidden(*entry) else 1.0 for name, entry in names.items()}
 
-    def logits(self, task_params: Sampled, params, inputs):
+    def logits(self, task_params: Sampled, params: Params, inputs: jax.Array) -> jax.Array:
         """(num, pixels) -> (num, 10)."""
-        hidden = inputs * task_params.input_scale
+        return self._layer_outputs(task_params, params, inputs)[-1]
+
+    def unit_activity(self, task_params: Sampled, params: Params, key: Key) -> Params:
+        inputs, _ = self._batch(task_params, key, "train")
+        activity = {}
+        for layer, outputs in enumerate(self._layer_outputs(task_params, params, inputs)):
+            activity[f"w{layer}"] = activity[f"b{layer}"] = jnp.mean(jnp.abs(outputs), axis=0)
+        return activity
+
+    def _layer_outputs(self, task_params: Sampled, params: Params, inputs: jax.Array) -> list[jax.Array]:
+        """Each layer's (num, width) units behind their activation, then the logits."""
+        hidden, outputs = inputs * task_params.input_scale, []
         for layer in range(self.depth):
             new = self._activate(task_params, hidden @ params[f"w{layer}"] + params[f"b{layer}"])
             if self.min_width:
@@ -133,30 +145,41 @@ class ImageMLP:
             if self.min_depth and layer > 0:  # a layer that does not exist is passed by
                 new = jnp.where(task_params.layer_mask[layer] > 0, new, hidden)
             hidden = new
-        outputs = hidden @ params[f"w{self.depth}"] + params[f"b{self.depth}"]
-        return outputs / jnp.sum(task_params.unit_mask) if self.mup else outputs
+            outputs.append(hidden)
+        logits = hidden @ params[f"w{self.depth}"] + params[f"b{self.depth}"]
+        return [*outputs, logits / jnp.sum(task_params.unit_mask) if self.mup else logits]
 
-    def _activate(self, task_params: Sampled, x):
+    def _activate(self, task_params: Sampled, x: jax.Array) -> jax.Array:
         functions = [ACTIVATIONS[name] for name in self.activations]
         if len(functions) == 1:
             return functions[0](x)
         return sum(task_params.activation[i] * f(x) for i, f in enumerate(functions))
 
-    def outputs(self, task_params: Sampled, params, key, split: str = "train"):
+    def outputs(self, task_params: Sampled, params: Params, key: Key, split: str = "train") -> jax.Array:
         return self._on_batch(task_params, params, key, split)[0]
 
-    def loss(self, task_params: Sampled, params, key, split: str = "train"):
+    def loss(self, task_params: Sampled, params: Params, key: Key, split: str = "train") -> jax.Array:
         logits, labels = self._on_batch(task_params, params, key, split)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
-    def evaluate(self, task_params: Sampled, params, split: str):
-        inputs, labels = self.table.spread(task_params.dataset, split, EVALUATED, self._part(task_params, split))
+    def measure(self, task_params: Sampled, params: Params, split: str) -> dict[str, jax.Array]:
+        inputs, labels = self.table.evenly_spaced(
+            task_params.dataset, split, NUM_EVALUATED, self._subset(task_params, split)
+        )
         return image_table.classification(self.logits(task_params, params, inputs), labels)
 
-    def _on_batch(self, task_params: Sampled, params, key, split: str):
-        part = self._part(task_params, split)
-        inputs, labels = self.table.batch(task_params.dataset, split, key, self.batch_size, part)
+    def _on_batch(self, task_params: Sampled, params: Params, key: Key, split: str) -> tuple[jax.Array, jax.Array]:
+        inputs, labels = self._batch(task_params, key, split)
         return self.logits(task_params, params, inputs), labels
 
-    def _part(self, task_params: Sampled, split: str):
-        return task_params.train_part if split == "train" else None
+    def _batch(self, task_params: Sampled, key: Key, split: str) -> tuple[jax.Array, jax.Array]:
+        subset = self._subset(task_params, split)
+        return self.table.batch(task_params.dataset, split, key, self.batch_size, subset)
+
+    def _subset(self, task_params: Sampled, split: str) -> image_table.Subset | None:
+        return task_params.train_subset if split == "train" else None
+
+
+def _log_uniform(key: Key, shape: tuple[int, ...], largest: float) -> jax.Array:
+    """Log-uniform in [1 / largest, largest]."""
+    return largest ** jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)

@@ -11,10 +11,10 @@ import optax
 from tasks import data
 
 NUM_CLASSES = 10
-EVALUATED = 1000  # examples of a split that a task's ``evaluate`` looks at
+NUM_EVALUATED = 1000  # examples of a split that a task's ``measure`` looks at
 
 
-class Part(NamedTuple):
+class Subset(NamedTuple):
     """Consecutive examples of a split, which is read as a ring; the order is random."""
 
     first: jax.Array  # () int32, position in the split
@@ -37,34 +37,34 @@ class ImageTable(NamedTuple):
     std: jax.Array  # (num_sets,)
 
     def batch(
-        self, dataset: jax.Array | int, split: str, key: jax.Array, num: int, part: Part | None = None
+        self, dataset: jax.Array | int, split: str, key: jax.Array, num: int, subset: Subset | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Draws (num, pixels) float32 standardised inputs and (num,) labels."""
-        first, count = part or self.whole(dataset, split)
+        """Draws (num, pixels) float32 standardized inputs and (num,) labels."""
+        first, count = subset or self.whole(dataset, split)
         return self._rows(dataset, split, first + jax.random.randint(key, (num,), 0, count))
 
-    def spread(
-        self, dataset: jax.Array | int, split: str, num: int, part: Part | None = None
+    def evenly_spaced(
+        self, dataset: jax.Array | int, split: str, num: int, subset: Subset | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """The same ``num`` examples at every call, evenly spaced over the split.
 
         A split with fewer examples gives each one about equally often.
         """
-        first, count = part or self.whole(dataset, split)
+        first, count = subset or self.whole(dataset, split)
         return self._rows(dataset, split, first + (jnp.arange(num) / num * count).astype(jnp.int32))
 
-    def whole(self, dataset: jax.Array | int, split: str) -> Part:
-        return Part(jnp.zeros((), jnp.int32), self.sizes[dataset, data.SPLITS.index(split)])
+    def whole(self, dataset: jax.Array | int, split: str) -> Subset:
+        return Subset(jnp.zeros((), jnp.int32), self.sizes[dataset, data.SPLITS.index(split)])
 
-    def draw_part(self, dataset: jax.Array | int, split: str, key: jax.Array, smallest: int) -> Part:
-        """A random part with a number of examples log-uniform from ``smallest`` to all.
+    def draw_subset(self, dataset: jax.Array | int, split: str, key: jax.Array, smallest: int) -> Subset:
+        """A random subset, consecutive examples, with a number of examples log-uniform from ``smallest`` to all.
 
         A split that is not larger than ``smallest`` stays whole.
         """
         k_first, k_count = jax.random.split(key)
         size = self.whole(dataset, split).count
         count = smallest * ((size + 1) / smallest) ** jax.random.uniform(k_count)
-        return Part(jax.random.randint(k_first, (), 0, size), jnp.minimum(count.astype(jnp.int32), size))
+        return Subset(jax.random.randint(k_first, (), 0, size), jnp.minimum(count.astype(jnp.int32), size))
 
     def _rows(self, dataset, split, positions):
         s = data.SPLITS.index(split)

@@ -6,6 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metaopt.core import Key, Params
+from tasks.supervised import Supervised
+
 
 class Regression(NamedTuple):
     """One sparse regression.
@@ -20,8 +23,8 @@ class Regression(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Lasso:
-    """Minimise ``F(x) = 0.5 |M x - t|^2 + l1 |x|_1`` where t = M x_true and x_true is sparse.
+class Lasso(Supervised):
+    """Minimize ``F(x) = 0.5 |M x - t|^2 + l1 |x|_1`` where t = M x_true and x_true is sparse.
 
     The published problem has a Gaussian W with unit columns, ``0.5 |W z - W z_true|^2 +
     l1 |z|_1``, and a step size s / L that goes by its L = |W|^2. Here x = L z, M = W / |W|
@@ -57,7 +60,7 @@ class Lasso:
         architecture = {"rows": [self.rows] * 2, "columns": [self.columns] * 2}
         return {"family": "lasso", "datasets": [], "architecture": architecture}
 
-    def sample(self, key) -> Regression:
+    def sample(self, key: Key) -> Regression:
         k_matrix, k_values, k_places = jax.random.split(key, 3)
         matrix = jax.random.normal(k_matrix, (self.rows, self.columns))
         matrix = matrix / jnp.linalg.norm(matrix, axis=0)
@@ -66,18 +69,18 @@ class Lasso:
         truth = jnp.where(nonzero, jax.random.normal(k_values, (self.columns,)), 0.0) * norm**2
         return Regression(matrix / norm, matrix @ truth / norm)
 
-    def init(self, task_params: Regression, key):
+    def init(self, task_params: Regression, key: Key) -> Params:
         del task_params
         return {"x": jax.random.normal(key, (self.columns,))}
 
-    def loss(self, task_params: Regression, params, key, split: str = "train"):
+    def loss(self, task_params: Regression, params: Params, key: Key, split: str = "train") -> jax.Array:
         residual = task_params.matrix @ params["x"] - task_params.target
         smooth = 0.5 * residual @ residual
         if split != "train":
             return smooth + self.l1 * jnp.sum(jnp.abs(params["x"]))
         return smooth + self.noise * jax.random.normal(key, params["x"].shape) @ params["x"] if self.noise else smooth
 
-    def evaluate(self, task_params: Regression, params, split: str):
+    def measure(self, task_params: Regression, params: Params, split: str) -> dict[str, jax.Array]:
         del split  # one function, without noise
         return {"loss": self.loss(task_params, params, jax.random.key(0), "valid")}
 

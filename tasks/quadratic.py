@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 import jax
 
+from metaopt.core import Key, Params
+from tasks.supervised import Supervised
+
 
 class Quadric(NamedTuple):
     """One quadratic.
@@ -19,8 +22,8 @@ class Quadric(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Quadratic:
-    """Minimise ``0.5 (x - x*)' H (x - x*) / dim``, in random directions.
+class Quadratic(Supervised):
+    """Minimize ``0.5 (x - x*)' H (x - x*) / dim``, in random directions.
 
     Attributes:
       dim: number of parameters.
@@ -42,23 +45,23 @@ class Quadratic:
     def traits(self) -> dict:
         return {"family": "quadratic", "datasets": [], "architecture": {"dim": [self.dim] * 2}}
 
-    def sample(self, key) -> Quadric:
+    def sample(self, key: Key) -> Quadric:
         k_values, k_directions, k_optimum = jax.random.split(key, 3)
         values = self.condition ** -jax.random.uniform(k_values, (self.dim,))
         directions = jax.random.orthogonal(k_directions, self.dim)
         return Quadric((directions * values) @ directions.T, jax.random.normal(k_optimum, (self.dim,)))
 
-    def init(self, task_params: Quadric, key):
+    def init(self, task_params: Quadric, key: Key) -> Params:
         del task_params
         return {"x": jax.random.normal(key, (self.dim,))}
 
-    def loss(self, task_params: Quadric, params, key, split: str = "train"):
+    def loss(self, task_params: Quadric, params: Params, key: Key, split: str = "train") -> jax.Array:
         gap = params["x"] - task_params.optimum
         loss = 0.5 * gap @ task_params.hessian @ gap
         if split == "train" and self.noise:
             loss += self.noise * jax.random.normal(key, gap.shape) @ gap
         return loss / self.dim
 
-    def evaluate(self, task_params: Quadric, params, split: str):
+    def measure(self, task_params: Quadric, params: Params, split: str) -> dict[str, jax.Array]:
         del split  # one surface, without noise
         return {"loss": self.loss(task_params, params, jax.random.key(0), "test")}

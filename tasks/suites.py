@@ -1,29 +1,32 @@
 """Named sets of tasks: for meta-training and, disjoint from it, for evaluation."""
 
 import functools
+from typing import Any
 
 from metaopt.core import Task
-from metaopt.errors import unknown
-from tasks.augment import Reparametrised
+from metaopt.errors import UserError, unknown
+from metaopt.references import is_reference, resolve
+from tasks.augment import Reparametrized
 from tasks.image_conv import ImageConv
 from tasks.image_mlp import ImageMLP
 from tasks.lasso import Lasso
 from tasks.quadratic import Quadratic
 
 ACTIVATIONS = ("relu", "tanh", "silu")
+METHODS = ("solved_by", "traits", "sample", "init", "start", "step", "solution", "evaluate")  # of core.Task
 
 
 def images_small() -> tuple[Task, ...]:
     """For meta-training: sampled MLPs on digits and Fashion-MNIST, three resolutions."""
-    sampled = functools.partial(ImageMLP, activations=ACTIVATIONS, init_spread=2.0, input_spread=2.0, min_train=5000)
+    sampled = functools.partial(ImageMLP, activations=ACTIVATIONS, max_init_factor=2.0, max_input_factor=2.0, min_train=5000)
     return (
-        Reparametrised(
+        Reparametrized(
             sampled(("digits", "fashion"), side=8, width=32, depth=3, min_width=8, min_depth=1, name="images-8"), 10.0
         ),
-        Reparametrised(
+        Reparametrized(
             sampled(("fashion",), side=14, width=32, depth=2, min_width=16, min_depth=1, name="images-14"), 10.0
         ),
-        Reparametrised(sampled(("fashion",), side=28, width=16, depth=1, name="images-28"), 10.0),
+        Reparametrized(sampled(("fashion",), side=28, width=16, depth=1, name="images-28"), 10.0),
     )
 
 
@@ -82,8 +85,25 @@ SUITES = {
 }
 
 
-def build(name: str) -> tuple[Task, ...]:
-    """The tasks of a suite. Raises UserError for an unknown name or missing data."""
-    if name not in SUITES:
-        raise unknown("suite", name, SUITES)
-    return SUITES[name]()
+def build(tasks: Any) -> tuple[Task, ...]:
+    """The tasks that are meant.
+
+    Args:
+      tasks: the name of a suite; a reference to, or itself, a task, a function without arguments that
+        returns tasks, or a sequence of any of these.
+
+    Raises:
+      UserError: for an unknown name, or something that is no task.
+    """
+    if isinstance(tasks, str):
+        if tasks not in SUITES and not is_reference(tasks):
+            raise unknown("suite", tasks, SUITES)
+        return build(SUITES[tasks] if tasks in SUITES else resolve(tasks))
+    if isinstance(tasks, list | tuple):
+        return tuple(task for entry in tasks for task in build(entry))
+    if all(hasattr(tasks, method) for method in METHODS):
+        return (tasks() if isinstance(tasks, type) else tasks,)
+    if callable(tasks):
+        return build(tasks())
+    missing = [method for method in METHODS if not hasattr(tasks, method)]
+    raise UserError(f"{type(tasks).__name__} is no task: it lacks {', '.join(missing)} (see metaopt.core.Task)")

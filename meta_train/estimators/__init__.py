@@ -5,13 +5,16 @@ find it there.
 """
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 from jax.sharding import Mesh
 
 from meta_train.estimators import backprop, bmg, es, forward, pes_analytic
-from meta_train.estimators.samples import Config
+from meta_train.estimators.samples import Sampling
 from metaopt.core import Estimator, InnerProblem
-from metaopt.errors import check_type, unknown
+from metaopt import references
+from metaopt.errors import UserError, check_type, unknown
 
 ESTIMATORS = {
     "backprop": backprop.backprop,
@@ -29,18 +32,38 @@ ESTIMATORS = {
 }
 
 
-def build(name: str, problem: InnerProblem, config: Config, mesh: Mesh, **options) -> Estimator:
-    """The estimator of that name, with the options of its constructor."""
+def build(name: Any, problem: InnerProblem, config: Sampling, mesh: Mesh, **options) -> Estimator:
+    """The estimator that is meant, see ``find``, with the options of its constructor."""
     check(name, options)
-    return ESTIMATORS[name](problem, config, mesh, **options)
+    return find(name)(problem, config, mesh, **options)
 
 
-def check(name: str, options: dict) -> None:
-    """Raises UserError for an unknown estimator, or an option it does not have or not of this type."""
-    if name not in ESTIMATORS:
+def find(name: Any) -> Callable[..., Estimator]:
+    """The constructor of a name, of a reference, or itself."""
+    if isinstance(name, str) and name in ESTIMATORS:
+        return ESTIMATORS[name]
+    if isinstance(name, str) and not references.is_reference(name):
         raise unknown("estimator", name, ESTIMATORS)
-    known = dict(list(inspect.signature(ESTIMATORS[name]).parameters.items())[3:])
+    found = references.resolve(name) if isinstance(name, str) else name
+    if not callable(found):
+        raise UserError(
+            f"{name} is no estimator: give a constructor (problem, config, mesh, **options) -> Estimator, got "
+            f"{type(found).__name__}"
+        )
+    return found
+
+
+def check(name: Any, options: dict[str, Any]) -> None:
+    """Raises UserError for an unknown estimator, or an option it does not have or not of this type."""
+    known = list(inspect.signature(find(name)).parameters.values())[3:]
+    defaults = {parameter.name: parameter.default for parameter in known}
     for option, value in options.items():
-        if option not in known:
-            raise unknown(f"option of {name}", option, known)
-        check_type(f"{name}: {option}", value, known[option].default)
+        if option not in defaults:
+            raise unknown(f"option of {label(name)}", option, defaults)
+        if defaults[option] is not inspect.Parameter.empty:
+            check_type(f"{label(name)}: {option}", value, defaults[option])
+
+
+def label(name: Any) -> str:
+    """How messages call an estimator."""
+    return name if isinstance(name, str) else getattr(name, "__name__", type(name).__name__)

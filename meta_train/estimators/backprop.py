@@ -6,12 +6,12 @@ import optax
 from jax.sharding import Mesh
 
 from meta_train.estimators import samples, window
-from meta_train.estimators.samples import Config, Measured, Samples
+from meta_train.estimators.samples import Measured, Samples, Sampling
 from metaopt.core import Estimator, InnerProblem, Theta
 from metaopt.errors import UserError
 
 
-def tbptt(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
+def tbptt(problem: InnerProblem, config: Sampling, mesh: Mesh) -> Estimator:
     """Truncated backpropagation through time: a window, with its start held constant.
 
         g = mean_i  grad_theta L(theta + e_i; s_i),   e_i ~ N(0, sigma^2), one for an episode
@@ -34,22 +34,22 @@ def tbptt(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
         fresh = windows.reset(theta, samples.subkey(sample, "episode"), outer_step)
         episode = samples.begin(sample, fresh, config)
         ended, ran = windows.run(theta, episode)
-        return ran.loss, (episode, ended, ran)
+        return ran.loss, (ended, ran)
 
     def estimate_one(theta: Theta, sample: Samples, outer_step):
         sample = sample._replace(draw=sample.draw + sample.done)
         theta = perturbed(theta, sample, config.sigma)
-        (loss, (episode, ended, ran)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, sample, outer_step)
+        (loss, (ended, ran)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, sample, outer_step)
         measured = measure(grad, loss, samples.is_dead(ended), ran.capped, config.window, config.sample_clip)
-        return measured, samples.finish(sample, episode, ended, ran.losses, measured.dead)
+        return measured, samples.finish(sample, ended, measured.dead)
 
     def init(theta, key):
         return samples.init(config, key, lambda sample: windows.reset(theta, samples.subkey(sample, "episode"), 0))
 
-    return Estimator(init, samples.spread(estimate_one, config, mesh))
+    return Estimator(init, samples.over_mesh(estimate_one, config, mesh))
 
 
-def backprop(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
+def backprop(problem: InnerProblem, config: Sampling, mesh: Mesh) -> Estimator:
     """Full backpropagation: every estimate differentiates whole episodes, exactly.
 
         g = mean_i  grad_theta L(theta + e_i),   e_i ~ N(0, sigma^2)
@@ -65,7 +65,7 @@ def backprop(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
     """
     if not problem.longest:
         raise UserError("full backpropagation needs to know the longest episode: set InnerProblem.longest")
-    samples.refuse(config, "full backpropagation", "shaping", "replay")
+    samples.refuse(config, "full backpropagation", "shaping")
     windows = window.build(problem, config.window, config.combine)
     num_windows = -(-problem.longest // config.window)
 
@@ -88,7 +88,7 @@ def backprop(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
         (loss, (episode, capped)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, sample, outer_step)
         return measure(grad, loss, samples.is_dead(episode), capped, episode.step, config.sample_clip), sample
 
-    return Estimator(lambda theta, key: samples.init(config, key), samples.spread(estimate_one, config, mesh))
+    return Estimator(lambda theta, key: samples.init(config, key), samples.over_mesh(estimate_one, config, mesh))
 
 
 def perturbed(theta: Theta, sample: Samples, sigma: float) -> Theta:

@@ -6,14 +6,14 @@ import optax
 from jax.sharding import Mesh
 
 from meta_train.estimators import backprop, samples, window
-from meta_train.estimators.samples import Config, Samples
+from meta_train.estimators.samples import Samples, Sampling
 from metaopt.core import Episode, Estimator, InnerProblem, Learner, Params, Theta
 from metaopt.errors import UserError, unknown
 
 
 def bmg(
     problem: InnerProblem,
-    config: Config,
+    config: Sampling,
     mesh: Mesh,
     ahead: int = 0,
     target_rate: float = 0.1,
@@ -70,21 +70,21 @@ def bmg(
         episode = samples.begin(sample, fresh, config)
         ended, ran = windows.run(theta, episode)
         last, target = jax.lax.stop_gradient(target_of(jax.lax.stop_gradient(theta), jax.lax.stop_gradient(ended)))
-        return distance(learner, last, target, learner.params(ended)) / target_rate, (episode, ended, ran)
+        return distance(learner, last, target, learner.params(ended)) / target_rate, (ended, ran)
 
     def estimate_one(theta: Theta, sample: Samples, outer_step):
         sample = sample._replace(draw=sample.draw + sample.done)
         theta = backprop.perturbed(theta, sample, config.sigma)
-        (apart, (episode, ended, ran)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, sample, outer_step)
+        (apart, (ended, ran)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, sample, outer_step)
         dead = samples.is_dead(ended)
         measured = backprop.measure(grad, ran.loss, dead, ran.capped, config.window + ahead, config.sample_clip)
         measured = measured._replace(metrics=measured.metrics | {"matching": apart})
-        return measured, samples.finish(sample, episode, ended, ran.losses, dead)
+        return measured, samples.finish(sample, ended, dead)
 
     def init(theta, key):
         return samples.init(config, key, lambda sample: windows.reset(theta, samples.subkey(sample, "episode"), 0))
 
-    return Estimator(init, samples.spread(estimate_one, config, mesh))
+    return Estimator(init, samples.over_mesh(estimate_one, config, mesh))
 
 
 def _parameters(learner: Learner, episode: Episode, target: Params, params: Params) -> jax.Array:

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from meta_train.estimators import samples, shaping, window
-from meta_train.estimators.samples import Config, Measured, Samples
-from meta_train.estimators.window import Ran, Window
+from meta_train.estimators.samples import Measured, Samples, Sampling
+from meta_train.estimators.window import Window, WindowResult
 from metaopt.core import Episode, Estimator, InnerProblem, PyTree, Theta
 from metaopt.errors import UserError, unknown
 
@@ -50,7 +50,7 @@ class Noise(NamedTuple):
     draw: Callable[[Theta, Samples], tuple[Theta, Theta, Samples]]
 
 
-def es_single(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
+def es_single(problem: InnerProblem, config: Sampling, mesh: Mesh) -> Estimator:
     """ES-Single, or NRES: one perturbation for a whole episode, whatever the window.
 
     Nothing but a key is kept of it: it is drawn again in every window.
@@ -64,22 +64,22 @@ def es_single(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
     return _online(problem, config, mesh, Noise(lambda theta: (), draw))
 
 
-def pes(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
+def pes(problem: InnerProblem, config: Sampling, mesh: Mesh) -> Estimator:
     """Persistent evolution strategies: unbiased over windows, fresh noise in each."""
     return gpes(problem, config, mesh, windows_per_draw=1)
 
 
-def gpes(problem: InnerProblem, config: Config, mesh: Mesh, windows_per_draw: int = 2) -> Estimator:
+def gpes(problem: InnerProblem, config: Sampling, mesh: Mesh, windows_per_draw: int = 2) -> Estimator:
     """GPES_K with K = windows_per_draw windows: between PES (1) and ES-Single (an episode).
 
-    K counts from step 0: what is replayed from between two draws is drawn for sooner.
+    K counts from step 0 of an episode.
     """
     if windows_per_draw < 1:
         raise UserError(f"windows_per_draw must be at least 1, got {windows_per_draw}")
     return _online(problem, config, mesh, accumulated(config, windows_per_draw))
 
 
-def accumulated(config: Config, windows_per_draw: int) -> Noise:
+def accumulated(config: Sampling, windows_per_draw: int) -> Noise:
     """Noise drawn every so many windows, weighed by its sum since the episode began."""
     period = windows_per_draw * config.window
 
@@ -95,7 +95,7 @@ def accumulated(config: Config, windows_per_draw: int) -> Noise:
     return Noise(lambda theta: jax.tree.map(jnp.zeros_like, theta), draw)
 
 
-def es_gen(problem: InnerProblem, config: Config, mesh: Mesh, shared: float = 0.7, fresh: float = 0.7) -> Estimator:
+def es_gen(problem: InnerProblem, config: Sampling, mesh: Mesh, shared: float = 0.7, fresh: float = 0.7) -> Estimator:
     """ES-Gen: e = shared * e_s + fresh * e_u, of ES-Single's noise and PES's.
 
     w = (shared * e_s + fresh * sum of all e_u) / (shared^2 + fresh^2)
@@ -116,7 +116,7 @@ def es_gen(problem: InnerProblem, config: Config, mesh: Mesh, shared: float = 0.
     return _online(problem, config, mesh, Noise(lambda theta: (windows.init(theta), jnp.int32(0)), draw))
 
 
-def truncated_es(problem: InnerProblem, config: Config, mesh: Mesh, advance: str = "mean") -> Estimator:
+def truncated_es(problem: InnerProblem, config: Sampling, mesh: Mesh, advance: str = "mean") -> Estimator:
     """Truncated ES: every window is an episode of its own; biased like truncated backpropagation.
 
     Both members start each window from one state, which went on with theta itself
@@ -134,7 +134,7 @@ def truncated_es(problem: InnerProblem, config: Config, mesh: Mesh, advance: str
     return _online(problem, config, mesh, Noise(lambda theta: (), draw), signs, kept)
 
 
-def full_es(problem: InnerProblem, config: Config, mesh: Mesh, antithetic: bool = True) -> Estimator:
+def full_es(problem: InnerProblem, config: Sampling, mesh: Mesh, antithetic: bool = True) -> Estimator:
     """Full-unroll ES: every estimate runs whole episodes, window after window.
 
     With the mean of the losses as objective every episode weighs the same whatever its
@@ -142,7 +142,7 @@ def full_es(problem: InnerProblem, config: Config, mesh: Mesh, antithetic: bool 
     e_i L_i / sigma^2, whose variance grows with the loss itself.
     """
     check(config)
-    samples.refuse(config, "full ES", "replay", "sample_clip")
+    samples.refuse(config, "full ES", "sample_clip")
     windows = window.build(problem, config.window, config.combine)
     signs = PAIR if antithetic else PAIR[:1]
 
@@ -159,11 +159,11 @@ def full_es(problem: InnerProblem, config: Config, mesh: Mesh, antithetic: bool 
         return measured._replace(inner_steps=len(signs) * episode.step), sample
 
     shape = shaping.build(config.shaping, config.sigma)
-    return Estimator(lambda theta, key: samples.init(config, key), samples.spread(estimate_one, config, mesh, shape))
+    return Estimator(lambda theta, key: samples.init(config, key), samples.over_mesh(estimate_one, config, mesh, shape))
 
 
 def _online(
-    problem: InnerProblem, config: Config, mesh: Mesh, noise: Noise, signs=PAIR, kept: int | None = None
+    problem: InnerProblem, config: Sampling, mesh: Mesh, noise: Noise, signs=PAIR, kept: int | None = None
 ) -> Estimator:
     """An estimator that goes on with its episodes from window to window.
 
@@ -184,18 +184,18 @@ def _online(
         measured = _measure(weight, ran.loss[:2], jnp.mean(ran.capped), ended)
         measured = measured._replace(inner_steps=len(signs) * config.window)
         after = ended if kept is None else _for_all(take(ended, kept), len(signs))
-        return measured, samples.finish(sample, begun, after, ran.losses, measured.dead)
+        return measured, samples.finish(sample, after, measured.dead)
 
     def init(theta, key):
         zeros = jax.tree.map(jnp.zeros_like, theta)
         start = lambda sample: reset(windows, members(theta, zeros, signs), sample, 0)
-        return samples.init(config, key, start, noise.init(theta), members=len(signs))
+        return samples.init(config, key, start, noise.init(theta))
 
     shape = shaping.build(config.shaping, config.sigma)
-    return Estimator(init, samples.spread(estimate_one, config, mesh, shape))
+    return Estimator(init, samples.over_mesh(estimate_one, config, mesh, shape))
 
 
-def check(config: Config) -> None:
+def check(config: Sampling) -> None:
     if not config.sigma:
         raise UserError("evolution strategies need a sigma above 0")
 
@@ -220,8 +220,8 @@ def reset(windows: Window, thetas: Theta, sample: Samples, outer_step) -> Episod
     return all_members(thetas, samples.subkey(sample, "episode"), outer_step)
 
 
-def run(windows: Window, thetas: Theta, episode: Episode) -> tuple[Episode, Ran]:
-    """All members for a window; the fields of Ran have a leading axis of members."""
+def run(windows: Window, thetas: Theta, episode: Episode) -> tuple[Episode, WindowResult]:
+    """All members for a window; the fields of WindowResult have a leading axis of members."""
     return jax.vmap(windows.run, in_axes=(0, MEMBERS), out_axes=(MEMBERS, 0))(thetas, episode)
 
 

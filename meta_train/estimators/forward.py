@@ -10,8 +10,7 @@ With directions d_j of theta and the tangents J d_j of the state s of every samp
              per episode            ES-Single as sigma goes to 0
 
 theta moves between windows while tangents of older theta are kept; exact only for
-theta at rest, like every method that goes on with its episodes. What is replayed
-begins as a constant.
+theta at rest, like every method that goes on with its episodes.
 
 Sources: Williams & Zipser, 1989; DODGE, Silver et al., ICLR 2022.
 """
@@ -22,11 +21,11 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
 from meta_train.estimators import backprop, samples, window
-from meta_train.estimators.samples import Config, Samples
+from meta_train.estimators.samples import Samples, Sampling
 from metaopt.core import Estimator, InnerProblem, PyTree, Theta
 
 
-def rtrl(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
+def rtrl(problem: InnerProblem, config: Sampling, mesh: Mesh) -> Estimator:
     """Real-time recurrent learning: the exact gradient, window by window.
 
     ``sigma`` above 0 smooths it, as in backpropagation. Memory: P inner states a sample.
@@ -40,7 +39,7 @@ def rtrl(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
     return _forward(problem, config, mesh, basis, config.sigma)
 
 
-def dodge(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
+def dodge(problem: InnerProblem, config: Sampling, mesh: Mesh) -> Estimator:
     """Directional gradients: g = (dL . u) u with u ~ N(0, I), one for an episode.
 
     Its variance is that of ES-Single, (P + 1) |g|^2, without the bias of a finite sigma;
@@ -53,7 +52,7 @@ def dodge(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
     return _forward(problem, config, mesh, one, 0.0)
 
 
-def _forward(problem: InnerProblem, config: Config, mesh: Mesh, directions, sigma: float) -> Estimator:
+def _forward(problem: InnerProblem, config: Sampling, mesh: Mesh, directions, sigma: float) -> Estimator:
     samples.refuse(config, "forward mode", "shaping")
     windows = window.build(problem, config.window, config.combine)
 
@@ -82,7 +81,7 @@ def _forward(problem: InnerProblem, config: Config, mesh: Mesh, directions, sigm
         dead = samples.is_dead(ended) | ~_finite(tangents)
         steps = config.window * (1 + slopes.size)
         measured = backprop.measure(grad, loss, dead, ran.capped, steps, config.sample_clip)
-        sample = samples.finish(sample, episode, ended, ran.losses, dead)
+        sample = samples.finish(sample, ended, dead)
         return measured, sample._replace(memory=tangents)
 
     def init(theta, key):
@@ -92,7 +91,7 @@ def _forward(problem: InnerProblem, config: Config, mesh: Mesh, directions, sigm
         tangents = _begin(lambda theta: start(one), theta, directions(theta, one))[1]
         return samples.init(config, key, start, tangents)
 
-    return Estimator(init, samples.spread(estimate_one, config, mesh))
+    return Estimator(init, samples.over_mesh(estimate_one, config, mesh))
 
 
 def _begin(begin, theta: Theta, along: Theta):

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from meta_train.estimators import backprop, es, samples, window
-from meta_train.estimators.samples import Config, Measured, Samples
+from meta_train.estimators.samples import Measured, Samples, Sampling
 from metaopt.core import Estimator, InnerProblem, Theta
 
 
-def pes_analytic(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator:
+def pes_analytic(problem: InnerProblem, config: Sampling, mesh: Mesh) -> Estimator:
     """PES whose newest term is differentiated instead of sampled.
 
     With x_i the sum of the perturbations before this window, e_i this one's, and a_i the
@@ -49,7 +49,6 @@ def pes_analytic(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator
         slope = sum(jax.tree.leaves(jax.tree.map(lambda e, a: jnp.sum(e * a), eps, local)))
         factor = (ran.loss[0] - ran.loss[1] - 2 * slope) / (2 * config.sigma**2)
         ended = pair._replace(inner=join(pair.inner, mean.inner))
-        losses = jnp.concatenate([ran.losses, mean_ran.losses[None]])
         return Measured(
             grad=jax.tree.map(lambda a, x: a + x * factor, local, before),
             valid=jnp.isfinite(factor),
@@ -57,11 +56,11 @@ def pes_analytic(problem: InnerProblem, config: Config, mesh: Mesh) -> Estimator
             capped=(jnp.sum(ran.capped) + mean_ran.capped) / 3,
             inner_steps=3 * config.window,
             metrics={"meta_loss": loss, "difference": jnp.abs(ran.loss[0] - ran.loss[1])},
-        ), samples.finish(sample, episode, ended, losses, samples.is_dead(ended))
+        ), samples.finish(sample, ended, samples.is_dead(ended))
 
     def init(theta, key):
         zeros = jax.tree.map(jnp.zeros_like, theta)
         start = lambda sample: es.reset(windows, es.members(theta, zeros, (*es.PAIR, 0.0)), sample, 0)
-        return samples.init(config, key, start, noise.init(theta), members=3)
+        return samples.init(config, key, start, noise.init(theta))
 
-    return Estimator(init, samples.spread(estimate_one, config, mesh))
+    return Estimator(init, samples.over_mesh(estimate_one, config, mesh))

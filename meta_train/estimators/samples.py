@@ -1,7 +1,7 @@
 """Samples side by side: what estimators share whatever their mathematics.
 
 A sample is an episode and what its estimator remembers of it. Each carries its own
-key, so its numbers do not depend on the device it is on or on its neighbours.
+key, so its numbers do not depend on the device it is on or on its neighbors.
 """
 
 import dataclasses
@@ -13,43 +13,38 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from meta_train.devices import SAMPLE_AXIS
-from meta_train.estimators import replay
 from meta_train.estimators.shaping import SHAPINGS, Shaping
 from meta_train.estimators.window import COMBINATIONS
-from metaopt.core import Episode, PyTree, Theta
+from meta_train.parallel.devices import SAMPLE_AXIS
+from metaopt.core import Episode, Key, PyTree, Theta
 from metaopt.errors import UserError, unknown
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    num_samples: int = 16  # episodes side by side; for evolution strategies, antithetic pairs
+class Sampling:
+    """What estimators have in common: how many samples, windows, perturbations."""
+
+    num_samples: int = 16  # episodes side by side, of each task; for evolution strategies, antithetic pairs
     window: int = 50  # inner steps between two outer steps
     sigma: float = 0.01  # standard deviation of the perturbations of theta
-    staggered: bool = True  # first episodes are cut short, so that samples leave lockstep
+    combine: str = "mean"  # how losses make the meta-objective: mean, last, min, fresh; see window.build
+    shaping: str = "none"  # of the losses of evolution strategies: none, sign, rank, normalized; see shaping
     sample_clip: float = 0.0  # norm of the gradient of one sample, where it is differentiated; 0 is none
-    chunk: int = 0  # samples computed at once on a device, where memory or cache is short; 0 is all
-    combine: str = "mean"  # how losses make a meta-objective, see window.build
-    shaping: str = "none"  # of the losses of evolution strategies, see shaping
-    replay: int = 0  # states kept of each sample to begin episodes from, see replay
-    replay_fresh: float = 0.2  # share of the episodes that are new all the same
+    at_once: int = 0  # samples computed at once on a device, where memory or cache is short; 0 is all
+    staggered: bool = True  # first episodes are cut short, so that samples leave lockstep
 
     def __post_init__(self):
         if min(self.num_samples, self.window) < 1:
             raise UserError(f"num_samples and window must be at least 1, got {self.num_samples} and {self.window}")
-        for name in ("sigma", "sample_clip", "chunk", "replay"):
+        for name in ("sigma", "sample_clip", "at_once"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.replay_fresh <= 1:
-            raise UserError(f"replay_fresh is a share between 0 and 1, got {self.replay_fresh}")
-        if self.replay and self.combine != "mean":
-            raise UserError(f"combine={self.combine} counts windows from the start: it needs replay=0")
         for kind, known in (("combine", COMBINATIONS), ("shaping", SHAPINGS)):
             if getattr(self, kind) not in known:
                 raise unknown(kind, getattr(self, kind), known)
 
 
-def refuse(config: Config, method: str, *names: str) -> None:
+def refuse(config: Sampling, method: str, *names: str) -> None:
     """Raises UserError where a setting is given that ``method`` has no use for."""
     for field in dataclasses.fields(config):
         if field.name in names and getattr(config, field.name) != field.default:
@@ -57,14 +52,13 @@ def refuse(config: Config, method: str, *names: str) -> None:
 
 
 class Samples(NamedTuple):
-    """State of all samples; leading axis (num_samples,), spread over the mesh."""
+    """State of all samples; leading axis (num_samples,), sharded over the mesh."""
 
     key: jax.Array
     draw: jax.Array  # int32, how often random numbers were drawn for the sample
     done: PyTree  # bool, the next window starts a new episode
     episode: PyTree  # an Episode; () if nothing is kept between estimates
     memory: PyTree = ()  # what else the estimator keeps
-    buffer: PyTree = ()  # a replay.Buffer where there is one
 
 
 class Measured(NamedTuple):
@@ -79,17 +73,14 @@ class Measured(NamedTuple):
     losses: jax.Array | tuple = ()  # (members,) of an evolution strategy
 
 
-def init(
-    config: Config, key, start: Callable[[Samples], Episode] | None = None, memory=(), members: int = 1
-) -> Samples:
+def init(config: Sampling, key: Key, start: Callable[[Samples], Episode] | None = None, memory: PyTree = ()) -> Samples:
     """The state before the first estimate: every sample is about to start an episode.
 
     Args:
-      config: of the estimator.
-      key: of the run.
+      config: how many samples.
+      key: the run's key.
       start: makes an episode of the shapes that will be kept; it is never run.
-      memory: of one sample.
-      members: whose losses are seen, of a sample.
+      memory: what the estimator keeps of one sample besides its episode.
     """
     num = config.num_samples
     # By global index, not by device: the numbers are the same on any mesh.
@@ -100,14 +91,10 @@ def init(
         return samples
     # A horizon of 0 tells that it was never run.
     episode = jax.vmap(start)(samples)
-    samples = samples._replace(episode=episode._replace(horizon=jnp.zeros_like(episode.horizon)))
-    if not config.replay:
-        return samples
-    empty = jax.vmap(lambda episode: replay.init(episode, config.replay, members))
-    return samples._replace(buffer=empty(samples.episode))
+    return samples._replace(episode=episode._replace(horizon=jnp.zeros_like(episode.horizon)))
 
 
-PURPOSES = ("noise", "episode", "cut", "shared noise", "replay")
+PURPOSES = ("noise", "episode", "cut", "shared noise")
 
 
 def subkey(sample: Samples, purpose: str) -> jax.Array:
@@ -122,7 +109,7 @@ def perturbation(theta: Theta, sample: Samples, sigma: float, purpose: str = "no
     return tree.unflatten(draws)
 
 
-def begin(sample: Samples, fresh: Episode, config: Config) -> Episode:
+def begin(sample: Samples, fresh: Episode, config: Sampling) -> Episode:
     """The episode of this window: the next one where the last one is done.
 
     Only windows start episodes: a reset inside a scan would run at every step.
@@ -131,27 +118,21 @@ def begin(sample: Samples, fresh: Episode, config: Config) -> Episode:
         num_windows = -(-fresh.horizon // config.window)
         cut = config.window * jax.random.randint(subkey(sample, "cut"), (), 1, num_windows + 1)
         fresh = fresh._replace(horizon=jnp.where(sample.episode.horizon == 0, cut, fresh.horizon))
-    if config.replay:
-        fresh = replay.begin(sample.buffer, fresh, subkey(sample, "replay"), config.replay_fresh)
     return where(sample.done, fresh, sample.episode)
 
 
-def finish(sample: Samples, before: Episode, after: Episode, losses: jax.Array, dead: jax.Array) -> Samples:
-    """The sample after a window; ``losses`` (window,) or (members, window) of its steps."""
-    done = (after.step >= after.horizon) | dead
-    buffer = sample.buffer
-    if buffer:
-        buffer = replay.push(buffer, before, jnp.atleast_2d(losses), sample.done, done)
-    return sample._replace(episode=after, done=done, buffer=buffer)
+def finish(sample: Samples, after: Episode, dead: jax.Array) -> Samples:
+    """The sample after a window."""
+    return sample._replace(episode=after, done=(after.step >= after.horizon) | dead)
 
 
-def spread(estimate_one, config: Config, mesh: Mesh, shaping: Shaping | None = None):
+def over_mesh(estimate_one, config: Sampling, mesh: Mesh, shaping: Shaping | None = None):
     """Runs every sample on its device and averages over all: one all-reduce per estimate.
 
     Args:
       estimate_one: ``(theta, sample, outer_step) -> (Measured, sample)``.
-      config: of the estimator.
-      mesh: of the devices.
+      config: how many samples, and how many at once.
+      mesh: devices that the samples are sharded over.
       shaping: makes the factors of ``Measured.grad`` from all ``Measured.losses``.
 
     Returns:
@@ -164,7 +145,7 @@ def spread(estimate_one, config: Config, mesh: Mesh, shaping: Shaping | None = N
     def on_one_device(theta, outer_step, samples):
         one = lambda sample: estimate_one(theta, sample, outer_step)
         measured, samples = (
-            jax.lax.map(one, samples, batch_size=config.chunk) if config.chunk else jax.vmap(one)(samples)
+            jax.lax.map(one, samples, batch_size=config.at_once) if config.at_once else jax.vmap(one)(samples)
         )
         if shaping:
             factors = shaping(measured.losses, measured.valid)
@@ -208,8 +189,9 @@ def _sum(measured: Measured) -> Measured:
 
 
 def is_dead(episode: Episode) -> jax.Array:
+    """() bool, whether the inner state is no longer finite; one without floats never dies."""
     floats = [x for x in jax.tree.leaves(episode.inner) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return ~jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+    return ~jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in floats], bool))
 
 
 def where(condition, new, old):

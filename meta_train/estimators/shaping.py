@@ -6,8 +6,8 @@ is the loss or, where only order or scale should count,
 
     none        f = L
     sign        c of the sign of L+ - L-
-    rank        ranks of all members over all samples, centred, in [-0.5, 0.5]
-    normalised  L in units of sigma^-1 standard deviations of all members: 1 / sigma is
+    rank        ranks of all members over all samples, centered, in [-0.5, 0.5]
+    normalized  L in units of sigma^-1 standard deviations of all members: 1 / sigma is
                 replaced by 1 / std(L)
 
 Sources: ranks, Salimans et al., arXiv:1703.03864; signs, VeLO, arXiv:2211.09760;
@@ -19,7 +19,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from meta_train.devices import SAMPLE_AXIS
+from meta_train.parallel.devices import SAMPLE_AXIS
 from metaopt.errors import unknown
 
 Shaping = Callable[[jax.Array, jax.Array], jax.Array]
@@ -64,7 +64,7 @@ def _rank(losses, valid, sigma):
     return (below + 0.5 * (equal - 1)) / (everyone.size - 1) - 0.5
 
 
-def _normalised(losses, valid, sigma):
+def _normalized(losses, valid, sigma):
     kept = jnp.where(valid[:, None], losses, 0.0)
     num = losses.shape[1] * jnp.maximum(jax.lax.psum(jnp.sum(valid), SAMPLE_AXIS), 1)
     mean = jax.lax.psum(jnp.sum(kept), SAMPLE_AXIS) / num
@@ -72,4 +72,4 @@ def _normalised(losses, valid, sigma):
     return losses * sigma / jnp.maximum(jnp.sqrt(variance), 1e-12)
 
 
-SHAPINGS = {"none": _none, "sign": _sign, "rank": _rank, "normalised": _normalised}
+SHAPINGS = {"none": _none, "sign": _sign, "rank": _rank, "normalized": _normalized}

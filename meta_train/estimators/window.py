@@ -16,7 +16,7 @@ from metaopt.errors import UserError, unknown
 COMBINATIONS = ("mean", "last", "min", "fresh")
 
 
-class Ran(NamedTuple):
+class WindowResult(NamedTuple):
     """What a window measured."""
 
     loss: jax.Array  # () its share of the meta-objective
@@ -28,7 +28,7 @@ class Window(NamedTuple):
     """An inner problem that advances a window at a time."""
 
     reset: Callable[..., Episode]  # as an InnerProblem's
-    run: Callable[[Theta, Episode], tuple[Episode, Ran]]
+    run: Callable[[Theta, Episode], tuple[Episode, WindowResult]]
 
 
 class Scored(NamedTuple):
@@ -71,7 +71,7 @@ def build(problem: InnerProblem, num_steps: int, combine: str = "mean") -> Windo
 
     def run_mean(theta: Theta, episode: Episode):
         episode, losses, capped = steps(theta, episode)
-        return episode, Ran(jnp.mean(losses), losses, capped)
+        return episode, WindowResult(jnp.mean(losses), losses, capped)
 
     def reset(theta: Theta, key, outer_step):
         episode = problem.reset(theta, key, outer_step)
@@ -88,7 +88,7 @@ def build(problem: InnerProblem, num_steps: int, combine: str = "mean") -> Windo
             score = cap(problem.final(ended), problem.worst)[0] if problem.final and combine == "fresh" else losses[-1]
         num_windows = -(-episode.horizon // num_steps)
         loss = num_windows * (score - before)
-        return ended._replace(inner=Scored(ended.inner, score)), Ran(loss, losses, capped)
+        return ended._replace(inner=Scored(ended.inner, score)), WindowResult(loss, losses, capped)
 
     return Window(problem.reset, run_mean) if combine == "mean" else Window(reset, run_scored)
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from metaopt.core import Key
 from metaopt.errors import UserError, unknown
 
 DISTRIBUTIONS = ("log_uniform", "uniform")
@@ -12,47 +13,45 @@ DISTRIBUTIONS = ("log_uniform", "uniform")
 
 @dataclasses.dataclass(frozen=True)
 class Horizon:
-    """Random lengths between two bounds, rounded to a multiple.
+    """Random lengths between two bounds, rounded to a multiple of the window W.
 
     With u ~ U[0, 1] and bounds a, b:
 
-        log_uniform   multiple * round(a (b / a)^u / multiple)
-        uniform       multiple * round((a + (b - a) u) / multiple)
+        log_uniform   W round(a (b / a)^u / W)
+        uniform       W round((a + (b - a) u) / W)
 
     As a curriculum b grows from a, by the same factor every outer step:
     b(s) = a (b / a)^min(1, s / growth).
-
-    Attributes:
-      shortest, longest: inner steps, inclusive but for the rounding; equal bounds make
-        a constant.
-      multiple: the window, so that episodes end where windows do.
-      distribution: "log_uniform" or "uniform".
-      growth: outer steps until ``longest`` is reached; 0 is at once.
     """
 
-    shortest: int
-    longest: int
-    multiple: int = 1
-    distribution: str = "log_uniform"
-    growth: int = 0
+    shortest: int = 100  # inner steps; with longest inclusive but for the rounding
+    longest: int = 1000  # equal bounds make a constant length
+    distribution: str = "log_uniform"  # log_uniform or uniform
+    growth: int = 0  # outer steps until longest is reached; 0 is at once
 
     def __post_init__(self):
-        if not 1 <= self.multiple <= self.shortest <= self.longest:
+        if not 1 <= self.shortest <= self.longest:
             raise UserError(
-                "a horizon needs 1 <= window <= shortest <= longest inner steps, "
-                f"got window {self.multiple}, shortest {self.shortest}, longest {self.longest}"
+                f"episodes need 1 <= shortest <= longest inner steps, got {self.shortest} and {self.longest}"
             )
         if self.distribution not in DISTRIBUTIONS:
             raise unknown("distribution of horizons", self.distribution, DISTRIBUTIONS)
         if self.growth < 0:
             raise UserError(f"growth is a number of outer steps, got {self.growth}")
 
-    @property
-    def bound(self) -> int:
-        """The longest episode there can be after rounding, in inner steps."""
-        return self.multiple * max(1, round(self.longest / self.multiple))
+    def check_window(self, window: int) -> None:
+        """Raises UserError for a window longer than the shortest episode."""
+        if window > self.shortest:
+            raise UserError(
+                f"a window cannot be longer than the shortest episode: set shortest={window} or more, or window="
+                f"{self.shortest} or less, got window {window}, shortest {self.shortest}, longest {self.longest}"
+            )
 
-    def sample(self, key: jax.Array, outer_step: jax.Array | int = 0) -> jax.Array:
+    def bound(self, window: int) -> int:
+        """The longest episode there can be after rounding, in inner steps."""
+        return window * max(1, round(self.longest / window))
+
+    def sample(self, key: Key, window: int, outer_step: jax.Array | int = 0) -> jax.Array:
         """() int32, inner steps of an episode that begins at ``outer_step``."""
         longest = jnp.float32(self.longest)
         if self.growth:
@@ -62,4 +61,4 @@ class Horizon:
             length = self.shortest + (longest - self.shortest) * u
         else:
             length = self.shortest * (longest / self.shortest) ** u
-        return self.multiple * jnp.maximum(1, jnp.round(length / self.multiple)).astype(jnp.int32)
+        return window * jnp.maximum(1, jnp.round(length / window)).astype(jnp.int32)

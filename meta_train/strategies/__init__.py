@@ -17,7 +17,7 @@ Sehnke et al., 2010; CMA-ES, Hansen, arXiv:1604.00772; SNES, Schaul et al., 2011
 arXiv:2112.13835; NRES, arXiv:2304.12180.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,12 +26,13 @@ import optax
 from jax.sharding import Mesh
 
 from meta_train.estimators import samples, window
-from meta_train.outer import TrainState
+from meta_train.estimators.samples import Sampling
+from meta_train.outer import Program, TrainState
 from meta_train.strategies import algorithms, fitness, population
-from meta_train.strategies.algorithms import STRATEGIES, Config
+from meta_train.strategies.algorithms import STRATEGIES, Strategy
 from metaopt.core import InnerProblem, Key, PyTree, Theta
 
-__all__ = ["STRATEGIES", "Config", "Program", "Search", "build"]
+__all__ = ["STRATEGIES", "Search", "Strategy", "build"]
 
 
 class Search(NamedTuple):
@@ -41,49 +42,45 @@ class Search(NamedTuple):
     state: PyTree  # of the algorithm
 
 
-class Program(NamedTuple):
-    """Attributes:
-    init: ``(theta, key) -> TrainState``; its ``theta`` is the mean of the strategy.
-    step: ``TrainState -> (TrainState, metrics)``, what ``outer.build_chunk`` scans.
-    """
-
-    init: Callable[[Theta, Key], TrainState]
-    step: Callable[[TrainState], tuple[TrainState, dict[str, jax.Array]]]
-
-
 ASK, TELL, EPISODES = range(3)  # what the random numbers of an outer step are for
 
 
 def build(
-    theta: Theta, problems: Sequence[InnerProblem], config: Config, tx: optax.GradientTransformation, mesh: Mesh
+    theta: Theta,
+    problems: Sequence[InnerProblem],
+    strategy: Strategy,
+    sampling: Sampling,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
 ) -> Program:
     """A strategy as an outer loop.
 
-    Members are spread over the mesh; their losses are gathered and told on every device. Where
+    Members are sharded over the mesh; their losses are gathered and told on every device. Where
     no loss is finite, or the new mean is not, theta and the strategy stay as they are;
     lockstep goes on with its episodes all the same.
 
     Args:
       theta: arrays, or their shapes.
       problems: run by every member.
-      config: of the strategy.
+      strategy: which one, and its population.
+      sampling: episodes, windows and the first sigma.
       tx: moves the mean of strategies that estimate a gradient.
-      mesh: of the devices.
+      mesh: devices that the members are sharded over.
 
     Raises:
       UserError: for a population that does not divide over the devices, a theta too large
         for a full covariance, or lockstep with episodes of unknown length; all must
         have ``longest`` inner steps.
     """
-    lockstep = STRATEGIES[config.strategy].lockstep
-    algorithm, make_params = algorithms.build(theta, problems, config, tx)
-    windows = [window.build(problem, config.window, config.combine) for problem in problems]
-    run = population.spread(windows, config, mesh)
+    lockstep = STRATEGIES[strategy.name].lockstep
+    algorithm, make_params = algorithms.build(theta, problems, strategy, sampling, tx)
+    windows = [window.build(problem, sampling.window, sampling.combine) for problem in problems]
+    run = population.over_mesh(windows, strategy, sampling, mesh)
 
     def init(theta, key):
         k_run, k_search = jax.random.split(key)
         search = algorithm.init(k_search, theta, make_params())
-        kept = population.init(windows, config, theta, k_run)
+        kept = population.init(windows, strategy, sampling, theta, k_run)
         return TrainState(theta, Search(k_run, _strong(search)), kept, jnp.zeros((), jnp.int32))
 
     def step(state: TrainState):
@@ -91,11 +88,11 @@ def build(
         draw = lambda outer_step, purpose: jax.random.fold_in(jax.random.fold_in(key, outer_step), purpose)
         members, asked = algorithm.ask(draw(state.step, ASK), before, params)
         clock = before.inner_step_counter if lockstep else jnp.int32(0)
-        began = state.step - clock // config.window
+        began = state.step - clock // sampling.window
         measured, kept = run(members, state.estimators, draw(began, EPISODES), clock, began)
 
         losses, usable = fitness.finite(measured.loss)
-        combined = fitness.combine(losses, usable, config.normalise, lockstep)
+        combined = fitness.combine(losses, usable, strategy.normalize, lockstep)
         told, _ = algorithm.tell(draw(state.step, TELL), members, combined, asked, params)
         accept = jnp.any(usable) & jnp.all(jnp.isfinite(told.mean))
         # Of a strategy in lockstep the clock and the noise go on, as its episodes do.

@@ -6,14 +6,14 @@ With the meta-loss L_mc of member m on column c, an episode of one of the inner 
 
     none     L
     zscore   (L - mean) / standard deviation
-    rank     average ranks, centred, in [-0.5, 0.5]
+    rank     average ranks, centered, in [-0.5, 0.5]
 
 With zscore and rank no episode and no problem outweighs another, whatever its scale. The
 price: where problems disagree, each knows only its own spread, so that a population
 much smaller than the distance of their optima rests anywhere between them.
 
 In lockstep an episode is seen a window at a time, and what counts is the sum over
-windows. Normalised by itself, a window in which nothing happens would weigh as much
+windows. Normalized by itself, a window in which nothing happens would weigh as much
 as a decisive one. So f is multiplied by the mean over columns of their standard
 deviations: columns that differ by a factor are balanced, windows keep their weight, and
 with a single column zscore estimates the same gradient as none.
@@ -22,7 +22,7 @@ with a single column zscore estimates the same gradient as none.
 import jax
 import jax.numpy as jnp
 
-NORMALISATIONS = {  # of losses (members, columns)
+NORMALIZATIONS = {  # of losses (members, columns)
     "none": lambda losses: losses,
     "zscore": lambda losses: (losses - jnp.mean(losses, axis=0)) / jnp.maximum(jnp.std(losses, axis=0), 1e-12),
     "rank": lambda losses: (jax.scipy.stats.rankdata(losses, axis=0) - 1) / (len(losses) - 1) - 0.5,
@@ -40,11 +40,11 @@ def finite(losses: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(usable, jnp.where(valid, losses, worst), 0.0), usable
 
 
-def combine(losses: jax.Array, usable: jax.Array, normalise: str, lockstep: bool = False) -> jax.Array:
+def combine(losses: jax.Array, usable: jax.Array, normalize: str, lockstep: bool = False) -> jax.Array:
     """Fitness (members,) from losses (members, ...), the mean over usable columns (...)."""
     losses, usable = losses.reshape(len(losses), -1), usable.ravel()
-    fitness = mean(NORMALISATIONS[normalise](losses), usable)
-    return fitness * mean(jnp.std(losses, axis=0), usable) if lockstep and normalise != "none" else fitness
+    fitness = mean(NORMALIZATIONS[normalize](losses), usable)
+    return fitness * mean(jnp.std(losses, axis=0), usable) if lockstep and normalize != "none" else fitness
 
 
 def mean(values: jax.Array, usable: jax.Array) -> jax.Array:

@@ -10,11 +10,12 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from meta_train.devices import SAMPLE_AXIS
 from meta_train.estimators import samples, window
+from meta_train.estimators.samples import Sampling
 from meta_train.estimators.window import Window
+from meta_train.parallel.devices import SAMPLE_AXIS
 from meta_train.strategies import fitness
-from meta_train.strategies.algorithms import STRATEGIES, Config
+from meta_train.strategies.algorithms import STRATEGIES, Strategy
 from metaopt.core import Key, PyTree, Theta
 from metaopt.errors import UserError
 
@@ -28,22 +29,24 @@ class Measured(NamedTuple):
     inner_steps: jax.Array
 
 
-def init(windows: Sequence[Window], config: Config, theta: Theta, key: Key) -> tuple[PyTree, ...]:
+def init(
+    windows: Sequence[Window], strategy: Strategy, sampling: Sampling, theta: Theta, key: Key
+) -> tuple[PyTree, ...]:
     """What is kept from step to step, for each problem (members, episodes, ...).
 
     In lockstep that is what theta acts on, here of the right shapes and never run; else nothing.
     """
-    if not STRATEGIES[config.strategy].lockstep:
+    if not STRATEGIES[strategy.name].lockstep:
         return tuple(() for _ in windows)
 
     def one_problem(w, keys):
         inner = jax.vmap(lambda key: w.reset(theta, key, 0).inner)(keys)
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (config.population, *x.shape)), inner)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (strategy.population, *x.shape)), inner)
 
-    return tuple(one_problem(w, _keys(key, i, config)) for i, w in enumerate(windows))
+    return tuple(one_problem(w, _keys(key, i, sampling)) for i, w in enumerate(windows))
 
 
-def spread(windows: Sequence[Window], config: Config, mesh: Mesh):
+def over_mesh(windows: Sequence[Window], strategy: Strategy, sampling: Sampling, mesh: Mesh):
     """Runs members on their devices: one gathering of losses an outer step.
 
     Returns:
@@ -52,22 +55,22 @@ def spread(windows: Sequence[Window], config: Config, mesh: Mesh):
       where whole episodes are run.
     """
     num_devices = mesh.shape[SAMPLE_AXIS]
-    if config.population % num_devices:
-        raise UserError(f"population must be a multiple of the {num_devices} devices, got {config.population}")
+    if strategy.population % num_devices:
+        raise UserError(f"population must be a multiple of the {num_devices} devices, got {strategy.population}")
 
     def one_window(w: Window, theta: Theta, clock, began, key, inner):
         # But for what theta acts on, an episode comes from its key again.
         fresh = w.reset(theta, key, began)
         episode = fresh._replace(step=clock, inner=samples.where(clock == 0, fresh.inner, inner))
         ended, ran = w.run(theta, episode)
-        return Measured(ran.loss, ran.capped, samples.is_dead(ended), jnp.int32(config.window)), ended.inner
+        return Measured(ran.loss, ran.capped, samples.is_dead(ended), jnp.int32(sampling.window)), ended.inner
 
     def whole(w: Window, theta: Theta, clock, began, key, inner):
         del clock
-        ended, loss, capped = window.run_whole(w, config.window, theta, w.reset(theta, key, began))
+        ended, loss, capped = window.run_whole(w, sampling.window, theta, w.reset(theta, key, began))
         return Measured(loss, capped, samples.is_dead(ended), ended.step), inner
 
-    run = one_window if STRATEGIES[config.strategy].lockstep else whole
+    run = one_window if STRATEGIES[strategy.name].lockstep else whole
 
     def on_one_device(members, kept, key, clock, began):
         def one_member(member):
@@ -75,13 +78,13 @@ def spread(windows: Sequence[Window], config: Config, mesh: Mesh):
             results = []
             for i, w in enumerate(windows):
                 one_episode = functools.partial(run, w, theta, clock, began)
-                results.append(jax.vmap(one_episode)(_keys(key, i, config), kept[i]))
+                results.append(jax.vmap(one_episode)(_keys(key, i, sampling), kept[i]))
             measured, kept = zip(*results, strict=True)
             return jax.tree.map(lambda *x: jnp.stack(x), *measured), kept
 
         each = (members, kept)
         measured, kept = (
-            jax.lax.map(one_member, each, batch_size=config.chunk) if config.chunk else jax.vmap(one_member)(each)
+            jax.lax.map(one_member, each, batch_size=sampling.at_once) if sampling.at_once else jax.vmap(one_member)(each)
         )
         return jax.lax.all_gather(measured, SAMPLE_AXIS, tiled=True), kept
 
@@ -117,5 +120,5 @@ def deviation(members: Theta, theta: Theta) -> jax.Array:
     return optax.tree.norm(apart) / optax.tree.size(apart) ** 0.5
 
 
-def _keys(key: Key, problem: int, config: Config) -> jax.Array:
-    return jax.random.split(jax.random.fold_in(key, problem), config.num_samples)
+def _keys(key: Key, problem: int, sampling: Sampling) -> jax.Array:
+    return jax.random.split(jax.random.fold_in(key, problem), sampling.num_samples)

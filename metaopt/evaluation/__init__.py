@@ -1,1 +1,5 @@
-"""Any Optax optimizer on any task, against tuned baselines, with intervals."""
+"""Any algorithm on any task, against tuned baselines, with intervals."""
+
+from metaopt.evaluation.evaluate import evaluate
+
+__all__ = ["evaluate"]

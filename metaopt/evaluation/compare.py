@@ -1,20 +1,19 @@
-"""Equal chances: tune every baseline on some seeds, report everybody on fresh ones."""
+"""A fair comparison: baselines are tuned on seeds of their own, all methods are reported on fresh ones."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from metaopt.core import Task
+from metaopt.core import Algorithm, Task
 from metaopt.errors import UserError
 from metaopt.evaluation import statistics
-from metaopt.evaluation.baselines import Baseline
 from metaopt.evaluation.run import Curves, trainer
+from metaopt.families import Baseline
 
 Row = dict[str, Any]  # one line of results.jsonl
 
@@ -22,48 +21,52 @@ Row = dict[str, Any]  # one line of results.jsonl
 @dataclasses.dataclass(frozen=True)
 class Settings:
     num_steps: int = 2000
-    every: int = 20  # steps between two evaluations
+    every: int = 20  # steps between two evaluations; all steps where a run has fewer
     seeds: int = 10  # reported
     tuning_seeds: int = 3  # for choosing rates, different from the reported ones
-    draws: int = 1  # problems drawn from each task, the same for everybody
+    draws: int = 1  # problems drawn from each task, the same for every method
 
     def __post_init__(self):
         if min(dataclasses.asdict(self).values()) < 1:
             raise UserError(f"every number of an evaluation must be at least 1, got {self}")
+        object.__setattr__(self, "every", min(self.every, self.num_steps))
         if self.num_steps % self.every:
             raise UserError(f"steps must be a multiple of {self.every}, got {self.num_steps}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Entrant:
-    """Who takes part: a baseline with its grid, or a learned optimizer with nothing to tune."""
+class Method(NamedTuple):
+    """What takes part in a comparison: a baseline with its grid, or a learned algorithm with nothing to tune.
+
+    Attributes:
+      name: unique in a comparison.
+      kind: of algorithm, a name of ``families.KINDS``.
+      make: ``(rate, num_steps) -> algorithm``.
+      rates: what is tuned over; a single one is not tuned.
+      manifest: what is known of learned weights: "sha256", "meta_trained_on"; None of a baseline.
+    """
 
     name: str
-    make: Callable[[jax.Array, int], optax.GradientTransformation]  # (rate, num_steps)
+    kind: str
+    make: Callable[[jax.Array, int], Algorithm]
     rates: tuple[float, ...] = (1.0,)
+    manifest: dict[str, Any] | None = None
 
 
-def baseline(name: str, settings: Baseline) -> Entrant:
-    return Entrant(name, settings.make, settings.rates)
+def baseline(name: str, kind: str, settings: Baseline) -> Method:
+    return Method(name, kind, settings.make, settings.rates)
 
 
-def learned(name: str, bind: Callable[[int], optax.GradientTransformation]) -> Entrant:
-    """``bind``: num_steps -> optimizer. One rate, of which it knows nothing."""
-    return Entrant(name, lambda rate, num_steps: bind(num_steps))
+def learned(name: str, kind: str, bind: Callable[[int], Algorithm], manifest: dict[str, Any] | None = None) -> Method:
+    """``bind``: ``num_steps -> algorithm``. There is one rate, of which it knows nothing."""
+    return Method(name, kind, lambda rate, num_steps: bind(num_steps), manifest=manifest or {})
 
 
-def compare(task: Task, entrants: Sequence[Entrant], settings: Settings) -> Iterator[Row]:
-    """Every entrant on every draw of one task: ``measure`` for each."""
-    for entrant in entrants:
-        yield from measure(task, entrant, settings, range(settings.draws))
+def measure(task: Task, method: Method, settings: Settings, draws: Iterable[int]) -> Iterator[Row]:
+    """Runs one method on some draws of one task.
 
-
-def measure(task: Task, entrant: Entrant, settings: Settings, draws: Iterable[int]) -> Iterator[Row]:
-    """Runs one entrant on some draws of one task.
-
-    The rate of an entrant is the one with the lowest median validation loss at the
+    The rate of a method is the one with the lowest median validation loss at the
     end over the tuning seeds; a loss that is not finite counts as infinite. Reported
-    are fresh seeds. Seeds fix initial parameters and batches, the same for everybody.
+    are fresh seeds. Seeds fix initial parameters and batches, the same for every method.
     A draw is tuned by itself, so its rows do not depend on the other draws.
 
     Yields:
@@ -71,11 +74,11 @@ def measure(task: Task, entrant: Entrant, settings: Settings, draws: Iterable[in
     """
     tuning_keys = jax.random.split(jax.random.key(1), settings.tuning_seeds)
     report_keys = jax.random.split(jax.random.key(2), settings.seeds)
-    run = trainer(task, lambda rate: entrant.make(rate, settings.num_steps), settings.num_steps, settings.every)
+    run = trainer(task, lambda rate: method.make(rate, settings.num_steps), settings.num_steps, settings.every)
     for draw in draws:
         problem_key = jax.random.fold_in(jax.random.key(3), draw)
-        common = {"task": task.name, "draw": draw, "optimizer": entrant.name}
-        rates = entrant.rates
+        common = {"task": task.name, "draw": draw, "method": method.name}
+        rates = method.rates
         rate = rates[0]
         if len(rates) > 1:
             curves = jax.device_get(run(jnp.array(rates), problem_key, tuning_keys))

@@ -10,11 +10,11 @@ from metaopt.evaluation.compare import Row
 from metaopt.evaluation.summary import curves
 
 
-def loss_curves(title: str, optimizers: dict[str, list[Row]], num_steps: int) -> str:
+def loss_curves(title: str, methods: dict[str, list[Row]], num_steps: int) -> str:
     """Validation and training loss of every run, medians in front; SVG."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     for axes, split in zip(figure.subplots(1, 2, sharey=True), ("valid", "train"), strict=True):
-        for i, (name, rows) in enumerate(optimizers.items()):
+        for i, (name, rows) in enumerate(methods.items()):
             losses = curves(rows, split)
             losses = np.where(np.isfinite(losses), losses, np.nan)
             steps = np.linspace(0, num_steps, losses.shape[1])

@@ -10,8 +10,9 @@ import numpy as np
 from metaopt.errors import UserError
 from metaopt.evaluation import plots, statistics, summary
 from metaopt.evaluation.compare import Row
+from metaopt.evaluation.evaluate import RESULTS
 
-RESULTS, REPORT = "results.jsonl", "report.html"
+REPORT = "report.html"
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -39,13 +40,13 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
 def write(folder: Path) -> Path:
     """Draws ``report.html`` from ``results.jsonl`` and returns its path."""
     header, rows = read(folder)
-    cells = summary.summarise(rows, header["reference"], header["num_steps"])
+    cells = summary.summarize(rows, header["reference"], header["num_steps"])
     groups = summary.group(rows)
     body = [f"<h1>{html.escape(header['title'])}</h1>", _claim(header, cells)]
     body += [_table(header, cells), _failures(rows)]
-    for problem, optimizers in groups.items():
+    for problem, methods in groups.items():
         body.append(f"<h2>{html.escape(_label(problem))}</h2>")
-        body.append(plots.loss_curves(_label(problem), optimizers, header["num_steps"]))
+        body.append(plots.loss_curves(_label(problem), methods, header["num_steps"]))
     body.append(f"<h2>Settings</h2><pre>{html.escape(json.dumps(header, indent=2))}</pre>")
     page = "<!doctype html><html lang='en'><meta charset='utf-8'>"
     page += f"<title>{html.escape(header['title'])}</title><style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
@@ -54,18 +55,17 @@ def write(folder: Path) -> Path:
     return path
 
 
-def result(folder: Path) -> dict[str, Any]:
-    """What a manifest says of an evaluation: the claims and how they were measured."""
+def result(folder: Path, name: str) -> dict[str, Any]:
+    """What the manifest of ``name`` says of an evaluation: the claims and how they were measured."""
     header, rows = read(folder)
-    cells = summary.summarise(rows, header["reference"], header["num_steps"])
+    cells = summary.summarize(rows, header["reference"], header["num_steps"])
     settings = {name: header[name] for name in ("num_steps", "seeds", "tuning_seeds", "draws")}
-    (name,) = header["learned"]
     per_task = {
         _label(problem): {
-            "valid": {n: _number(c.valid[0]) for n, c in optimizers.items()},
-            "steps_ratio": {n: _steps(c.ratios[1.0]) for n, c in optimizers.items()},
+            "valid": {n: _number(c.valid[0]) for n, c in methods.items()},
+            "steps_ratio": {n: _steps(c.ratios[1.0]) for n, c in methods.items()},
         }
-        for problem, optimizers in cells.items()
+        for problem, methods in cells.items()
     }
     return summary.claims(cells, name, header["reference"]) | settings | {"tasks": per_task}
 
@@ -73,17 +73,17 @@ def result(folder: Path) -> dict[str, Any]:
 def text_table(folder: Path) -> str:
     """The comparison as aligned text: final validation loss, and steps against the reference."""
     header, rows = read(folder)
-    cells = summary.summarise(rows, header["reference"], header["num_steps"])
+    cells = summary.summarize(rows, header["reference"], header["num_steps"])
     names = list(next(iter(cells.values())))
     lines = [["task", *[f"{n} valid" for n in names], *[f"{n} steps" for n in names], "failed", "new in"]]
-    for problem, optimizers in cells.items():
+    for problem, methods in cells.items():
         lines.append(
             [
                 _label(problem),
-                *[_number(optimizers[n].valid[0]) for n in names],
-                *[_steps(optimizers[n].ratios[1.0]) for n in names],
-                ",".join(f"{n} {c.diverged}" for n, c in optimizers.items() if c.diverged) or "-",
-                "+".join(header["novelty"].get(problem[0], [])) or "-",
+                *[_number(methods[n].valid[0]) for n in names],
+                *[_steps(methods[n].ratios[1.0]) for n in names],
+                ",".join(f"{n} {c.diverged}" for n, c in methods.items() if c.diverged) or "-",
+                _novelty(header, problem[0]),
             ]
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -120,13 +120,13 @@ def _table(header: dict[str, Any], cells) -> str:
     names = list(next(iter(cells.values())))
     heads = "".join(f"<th>{html.escape(name)}</th>" for name in ["problem", "new in", *names])
     out = [f"<h2>Final validation loss, and steps to the reference's</h2><table><tr>{heads}</tr>"]
-    for problem, optimizers in cells.items():
-        novelty = "+".join(header["novelty"].get(problem[0], [])) or "-"
-        best = optimizers[header["reference"]].valid[0]
+    for problem, methods in cells.items():
+        novelty = html.escape(_novelty(header, problem[0]))
+        best = methods[header["reference"]].valid[0]
         shade = lambda name, c, best=best: (
             "" if name == header["reference"] else "good" if c.valid[0] <= best else "bad"
         )
-        row = "".join(f"<td class='{shade(name, c)}'>{_cell(c)}</td>" for name, c in optimizers.items())
+        row = "".join(f"<td class='{shade(name, c)}'>{_cell(c)}</td>" for name, c in methods.items())
         out.append(f"<tr><td>{html.escape(_label(problem))}</td><td>{novelty}</td>{row}</tr>")
     out.append(
         "</table><p><small>Medians over fresh seeds with 95 % bootstrap intervals. Steps: to the final loss of the "
@@ -152,11 +152,19 @@ def _cell(cell: summary.Cell) -> str:
 
 def _failures(rows: list[Row]) -> str:
     failed = [
-        f"<li>{html.escape(_label((row['task'], row['draw'])) + ': ' + row['optimizer'])}, seed {row['seed']}</li>"
+        f"<li>{html.escape(_label((row['task'], row['draw'])) + ': ' + row['method'])}, seed {row['seed']}</li>"
         for row in rows
         if row["phase"] == "report" and row["diverged"]
     ]
     return f"<h2>Failed runs</h2>{'<ul>' + ''.join(failed) + '</ul>' if failed else '<p>None.</p>'}"
+
+
+def _novelty(header: dict[str, Any], task: str) -> str:
+    """In what a task is new, said once where all learned algorithms agree, else for each."""
+    new = {name: "+".join(tasks.get(task, [])) or "-" for name, tasks in header["novelty"].items()}
+    if len(set(new.values())) <= 1:
+        return next(iter(new.values()), "-")
+    return ", ".join(f"{name}: {what}" for name, what in new.items())
 
 
 def _label(problem: summary.Problem) -> str:

@@ -1,13 +1,12 @@
-"""Training runs for a comparison: many rates and seeds in one compiled program."""
+"""Runs for a comparison: many rates and seeds in one compiled program."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from metaopt.core import Key, Task, scaled_updates
+from metaopt.core import Algorithm, Key, PyTree, Task
 
 
 class Curves(NamedTuple):
@@ -21,46 +20,44 @@ class Curves(NamedTuple):
     test: jax.Array  # (...) at the end
 
 
-def trainer(task: Task, make: Callable[[jax.Array], optax.GradientTransformation], num_steps: int, every: int):
+def trainer(task: Task, make: Callable[[jax.Array], Algorithm], num_steps: int, every: int):
     """Returns ``(rates, problem_key, seed_keys) -> Curves`` with axes (rates, seeds).
 
-    The problem is drawn from its own key and stays the same for all; initial
-    parameters and batches come from the seed, so runs with the same seed are paired
-    whatever the optimizer.
+    The problem is drawn from its own key and stays the same for all; what is worked on and all
+    other randomness comes from the seed, so runs with the same seed are paired whatever the
+    algorithm. The step is the task's own, the one of meta-training.
 
     Args:
-      task: what to train on.
-      make: ``rate -> optimizer``; the rate is traced.
-      num_steps: of a run.
+      task: what is solved.
+      make: ``rate -> algorithm``; the rate is traced.
+      num_steps: steps of a run.
       every: steps between two evaluations; divides num_steps.
     """
 
-    def one(rate: jax.Array, problem_key: Key, seed_key: Key) -> Curves:
-        tx = optax.with_extra_args_support(make(rate))
+    def one_run(rate: jax.Array, problem_key: Key, seed_key: Key) -> Curves:
+        algorithm = make(rate)
         task_params = task.sample(problem_key)
-        k_params, k_data = jax.random.split(seed_key)
-        params = task.init(task_params, k_params)
+        k_init, k_steps = jax.random.split(seed_key)
+        start = task.start(algorithm, task_params, task.init(task_params, k_init))
 
-        def step(carry, t):
-            params, state = carry
-            key = jax.random.fold_in(k_data, t)
-            value_fn = lambda params: task.loss(task_params, params, key)
-            value, grads = jax.value_and_grad(value_fn)(params)
-            updates, state = tx.update(grads, state, params, value=value, value_fn=value_fn)
-            updates = scaled_updates(task, task_params, updates)
-            return (optax.apply_updates(params, updates), state), None
+        def step(state: PyTree, t: jax.Array):
+            state, _ = task.step(algorithm, task_params, state, jax.random.fold_in(k_steps, t))
+            return state, None
 
-        def block(carry, first):
-            carry, _ = jax.lax.scan(step, carry, first + jnp.arange(every))
-            return carry, measure(carry[0])
+        def block(state: PyTree, first: jax.Array):
+            state, _ = jax.lax.scan(step, state, first + jnp.arange(every))
+            return state, measure(state)
 
-        def measure(params):
-            return tuple(task.evaluate(task_params, params, split)["loss"] for split in ("train", "valid"))
+        def measure(state: PyTree) -> tuple[jax.Array, jax.Array]:
+            return measure_split(state, "train"), measure_split(state, "valid")
 
-        start = measure(params)
-        (params, _), rest = jax.lax.scan(block, (params, tx.init(params)), jnp.arange(0, num_steps, every))
-        train, valid = (jnp.concatenate([a[None], b]) for a, b in zip(start, rest, strict=True))
-        return Curves(train, valid, task.evaluate(task_params, params, "test")["loss"])
+        def measure_split(state: PyTree, split: str) -> jax.Array:
+            return task.evaluate(task_params, task.solution(state), split, None)["loss"]
 
-    over_seeds = jax.vmap(one, in_axes=(None, None, 0))
+        first = measure(start)
+        state, rest = jax.lax.scan(block, start, jnp.arange(0, num_steps, every))
+        train, valid = (jnp.concatenate([a[None], b]) for a, b in zip(first, rest, strict=True))
+        return Curves(train, valid, measure_split(state, "test"))
+
+    over_seeds = jax.vmap(one_run, in_axes=(None, None, 0))
     return jax.jit(jax.vmap(over_seeds, in_axes=(0, None, None)))

@@ -13,7 +13,7 @@ FRACTIONS = (0.25, 1.0)  # of the reference's run: its losses there are the targ
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One optimizer on one problem. Steps are relative to the reference's own.
+    """One method on one problem. Steps are relative to the reference's own.
 
     Attributes:
       valid, train: final loss, (median, low, high) over seeds.
@@ -41,21 +41,21 @@ def curves(rows: list[Row], split: str) -> np.ndarray:
 
 
 def group(rows: list[Row]) -> dict[Problem, dict[str, list[Row]]]:
-    """Reported rows by problem, then optimizer, in the order they were run."""
+    """Reported rows by problem, then method, in the order they were run."""
     groups: dict[Problem, dict[str, list[Row]]] = {}
     for row in rows:
         if row["phase"] == "report":
-            groups.setdefault((row["task"], row["draw"]), {}).setdefault(row["optimizer"], []).append(row)
+            groups.setdefault((row["task"], row["draw"]), {}).setdefault(row["method"], []).append(row)
     return groups
 
 
-def summarise(rows: list[Row], reference: str, num_steps: int) -> dict[Problem, dict[str, Cell]]:
-    """One cell for each problem and optimizer, measured against ``reference``."""
+def summarize(rows: list[Row], reference: str, num_steps: int) -> dict[Problem, dict[str, Cell]]:
+    """One cell for each problem and method, measured against ``reference``."""
     cells: dict[Problem, dict[str, Cell]] = {}
-    for problem, optimizers in group(rows).items():
-        goal = statistics.median(curves(optimizers[reference], "valid"), axis=0)
+    for problem, methods in group(rows).items():
+        goal = statistics.median(curves(methods[reference], "valid"), axis=0)
         steps = np.linspace(0, num_steps, len(goal))
-        for name, runs in optimizers.items():
+        for name, runs in methods.items():
             valid = curves(runs, "valid")
             ratios = {}
             for fraction in FRACTIONS:
@@ -74,11 +74,11 @@ def summarise(rows: list[Row], reference: str, num_steps: int) -> dict[Problem, 
 
 
 def claims(cells: dict[Problem, dict[str, Cell]], name: str, reference: str) -> dict[str, Any]:
-    """What can be said of one optimizer over all problems, as JSON values.
+    """What can be said of one method over all problems, as JSON values.
 
     Intervals resample problems, then seeds: they speak of problems like these.
     """
-    of_problem = [optimizers[name] for optimizers in cells.values()]
+    of_problem = [methods[name] for methods in cells.values()]
     result: dict[str, Any] = {"reference": reference, "num_problems": len(of_problem)}
     for fraction in FRACTIONS:
         runs = [cell.ratios[fraction] for cell in of_problem]

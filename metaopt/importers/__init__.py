@@ -14,14 +14,14 @@ from metaopt import checkpoint
 from metaopt.errors import UserError, unknown
 from metaopt.importers import celo, celo2, files, released, small_fc, velo
 from metaopt.importers import open as open_
-from metaopt.importers.found import Found
+from metaopt.importers.imported import ImportedWeights
 
 # celo2 has the fewest marks of its own and stands after those that share them.
 SOURCES = {"small_fc": small_fc, "celo": celo, "velo": velo, "celo2": celo2, "open": open_}
 OPTIONS = {name: inspect.getfullargspec(source.convert).kwonlyargs for name, source in SOURCES.items()}
 
 
-def read(path: str | Path, **options: Any) -> Found:
+def read(path: str | Path, **options: Any) -> ImportedWeights:
     """Reads released weights.
 
     Args:
@@ -64,8 +64,8 @@ def import_file(path: str | Path, name: str | Path, licence: str | None = None, 
     return checkpoint.save(name, found.family, found.config, found.theta, **about, source=source)
 
 
-def _convert(file: files.File, path: str | Path, options: dict[str, Any]) -> Found:
-    name = next((name for name, source in SOURCES.items() if source.recognises(file.arrays)), None)
+def _convert(file: files.File, path: str | Path, options: dict[str, Any]) -> ImportedWeights:
+    name = next((name for name, source in SOURCES.items() if source.recognizes(file.arrays)), None)
     if name is None:
         some = ", ".join(repr(entry[:80]) for entry in list(file.arrays)[:5])
         raise UserError(f"{path} ({file.container}) holds weights of none of {', '.join(SOURCES)}; it has {some}")

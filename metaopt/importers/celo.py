@@ -7,17 +7,17 @@ arXiv:2501.12670; amoudgl/celo.
 from metaopt.core import Theta
 from metaopt.importers import haiku
 from metaopt.importers.arrays import Arrays, check, size
-from metaopt.importers.found import Found
+from metaopt.importers.imported import ImportedWeights
 
 NUM_INPUTS = 18  # of the scheduler: nine of time, nine of the loss
 INPUT_LAYERS = [f"{haiku.SCHEDULER}{name}/w" for name in ("linear", "linear_1", "linear_2")]
 
 
-def recognises(arrays: Arrays) -> bool:
+def recognizes(arrays: Arrays) -> bool:
     return any(path in arrays and getattr(arrays[path], "shape", ())[:1] == (NUM_INPUTS,) for path in INPUT_LAYERS)
 
 
-def convert(arrays: Arrays) -> Found:
+def convert(arrays: Arrays) -> ImportedWeights:
     """Theta of the family celo; without a per-parameter network it is Celo-Adam.
 
     The controls mix one base with itself, so they have no effect and are dropped.
@@ -31,4 +31,4 @@ def convert(arrays: Arrays) -> Found:
     theta: Theta = {"scheduler": haiku.scheduler(arrays)}
     if learned:
         theta["network"] = {name: array[0] for name, array in haiku.network(arrays, 2).items()}
-    return Found("celo", {"rule": "mlp" if learned else "adam", "hidden": hidden}, theta)
+    return ImportedWeights("celo", {"rule": "mlp" if learned else "adam", "hidden": hidden}, theta)

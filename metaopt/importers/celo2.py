@@ -6,19 +6,19 @@ Source: arXiv:2602.19142 and amoudgl/celo2; arXiv:2607.06772 and xiaol827/ELO.
 from metaopt.errors import UserError, unknown
 from metaopt.importers import haiku
 from metaopt.importers.arrays import Arrays, check, size
-from metaopt.importers.found import Found
+from metaopt.importers.imported import ImportedWeights
 
 # How an update is made of the network's direction; the weights are of one layout.
 VARIANTS = {
-    "celo2": {"orthogonalise": True, "vectors": "adamw"},
-    "base": {"orthogonalise": False, "vectors": "learned"},
-    "elo": {"orthogonalise": True, "vectors": "adamw", "weight_decay": 0.1},
+    "celo2": {"orthogonalize": True, "vectors": "adamw"},
+    "base": {"orthogonalize": False, "vectors": "learned"},
+    "elo": {"orthogonalize": True, "vectors": "adamw", "weight_decay": 0.1},
 }
 PYLO = {"b0": "b0", "w1": "dense_w.0", "b1": "dense_b.0", "w2": "dense_w.1", "b2": "dense_b.1"}
 PYLO |= {f"w0__{i}": f"w0.{i}" for i in range(len(haiku.GROUPS))}
 
 
-def recognises(arrays: Arrays) -> bool:
+def recognizes(arrays: Arrays) -> bool:
     return any(path.startswith((haiku.NETWORK, "w0.", "dense_")) for path in arrays)
 
 
@@ -28,7 +28,7 @@ def convert(
     variant: str | None = None,
     learning_rate: float = 1e-3,
     weight_decay: float | None = None,
-) -> Found:
+) -> ImportedWeights:
     """Theta of the family celo2.
 
     Only the first output is used: the multiplier of the second is 0.
@@ -54,4 +54,4 @@ def convert(
         raise unknown("variant of Celo2", str(variant), VARIANTS)
     config = {"hidden": hidden, "learning_rate": learning_rate, **VARIANTS[variant]}
     config |= {} if weight_decay is None else {"weight_decay": weight_decay}
-    return Found("celo2", config, {"network": haiku.network(arrays, 1)})
+    return ImportedWeights("celo2", config, {"network": haiku.network(arrays, 1)})

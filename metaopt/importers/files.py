@@ -33,7 +33,7 @@ def read(path: Path) -> File:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    container = next((c for c in CONTAINERS if c.recognises(data)), None)
+    container = next((c for c in CONTAINERS if c.recognizes(data)), None)
     if container is None:
         raise UserError(f"{path} is none of the files read here: {', '.join(c.FORMAT for c in CONTAINERS)}")
     try:

@@ -21,7 +21,7 @@ RECORDS = ({"params", "gen_id", "step"}, {"0", "1", "2"})  # the second is a tup
 NAMED_TUPLE = {"name", "fields", "values"}  # as flax wrote them before 0.3
 
 
-def recognises(data: bytes) -> bool:
+def recognizes(data: bytes) -> bool:
     return bool(data) and (0x81 <= data[0] <= 0x8F or data[0] in (0xDE, 0xDF))  # a map that is not empty
 
 

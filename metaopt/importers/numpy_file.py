@@ -11,7 +11,7 @@ FORMAT = "numpy"
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def recognises(data: bytes) -> bool:
+def recognizes(data: bytes) -> bool:
     return data[:6] == b"\x93NUMPY"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from metaopt.errors import UserError
 from metaopt.importers.arrays import Arrays, check, size
-from metaopt.importers.found import Found
+from metaopt.importers.imported import ImportedWeights
 
 NUM_INPUTS = 19
 SIZES = ((8, 16), (16, 32))  # units of the GRU and of the MLP: the published optimizer and the larger one
@@ -20,11 +20,11 @@ GATES = "rzn"  # reset, update, new
 ENTRY = "array"  # the only one in a file of numpy.save
 
 
-def recognises(arrays: Arrays) -> bool:
+def recognizes(arrays: Arrays) -> bool:
     return set(arrays) == {ENTRY}
 
 
-def convert(arrays: Arrays, *, num_minibatches: int = 1, num_epochs: int = 1) -> Found:
+def convert(arrays: Arrays, *, num_minibatches: int = 1, num_epochs: int = 1) -> ImportedWeights:
     """Theta of the family open; the length of the vector tells its sizes.
 
     Args:
@@ -37,7 +37,7 @@ def convert(arrays: Arrays, *, num_minibatches: int = 1, num_epochs: int = 1) ->
         shapes = _shapes(hidden, width)
         if vector.shape == (_total(shapes),):
             check(arrays, {ENTRY: vector.shape})
-            return Found(
+            return ImportedWeights(
                 "open",
                 {"hidden": hidden, "width": width, "num_minibatches": num_minibatches, "num_epochs": num_epochs},
                 _theta(_split(vector, shapes)),

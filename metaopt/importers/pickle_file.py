@@ -19,7 +19,7 @@ FORMAT = "pickle"
 MAX_INSTRUCTIONS = 1_000_000  # each may make an object
 
 
-def recognises(data: bytes) -> bool:
+def recognizes(data: bytes) -> bool:
     return len(data) > 1 and data[0] == 0x80 and 2 <= data[1] <= 5  # instruction PROTO
 
 

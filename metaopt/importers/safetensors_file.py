@@ -7,7 +7,7 @@ from metaopt.importers.arrays import Arrays
 FORMAT = "safetensors"
 
 
-def recognises(data: bytes) -> bool:
+def recognizes(data: bytes) -> bool:
     return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from metaopt.errors import UserError, unknown
 from metaopt.importers.arrays import Arrays, check, size
-from metaopt.importers.found import Found
+from metaopt.importers.imported import ImportedWeights
 
 NUM_INPUTS = 39
 DECAYS = {"momentum_decays": "momentum_decays", "rms_decays": "rms_decays", "adafactor_decays": "factored_decays"}
@@ -27,11 +27,11 @@ CHOICES = {"mulo": MULO, "initial": INITIAL}
 MULO_HIDDEN, MULO_STEP_MULTIPLIER, STEP_MULTIPLIER = 32, 1e-2, 1e-3
 
 
-def recognises(arrays: Arrays) -> bool:
+def recognizes(arrays: Arrays) -> bool:
     return any(path in DECAYS or path.startswith((HAIKU, "network.")) for path in arrays)
 
 
-def convert(arrays: Arrays, *, decays: str | None = None, step_multiplier: float | None = None) -> Found:
+def convert(arrays: Arrays, *, decays: str | None = None, step_multiplier: float | None = None) -> ImportedWeights:
     """Theta of the family small_fc.
 
     Args:
@@ -54,7 +54,7 @@ def convert(arrays: Arrays, *, decays: str | None = None, step_multiplier: float
             )
         step_multiplier = MULO_STEP_MULTIPLIER if decays == "mulo" else STEP_MULTIPLIER
     theta = {**(own or _chosen(decays)), "network": network}
-    return Found("small_fc", {"hidden": hidden, "step_multiplier": step_multiplier, "exp_multiplier": 1e-3}, theta)
+    return ImportedWeights("small_fc", {"hidden": hidden, "step_multiplier": step_multiplier, "exp_multiplier": 1e-3}, theta)
 
 
 def _network_shapes(hidden: int) -> dict[str, tuple[int, ...]]:

@@ -20,7 +20,7 @@ STORAGES |= {"torch.LongStorage": "i8", "torch.IntStorage": "i4"}
 ENDS = {b"little": "<", b"big": ">"}
 
 
-def recognises(data: bytes) -> bool:
+def recognizes(data: bytes) -> bool:
     return data[:4] == b"PK\x03\x04"
 
 

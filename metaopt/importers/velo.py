@@ -10,7 +10,7 @@ from typing import Any
 from metaopt.errors import UserError
 from metaopt.importers import files, gin_file, haiku, velo_pylo
 from metaopt.importers.arrays import Arrays, check, size
-from metaopt.importers.found import Found
+from metaopt.importers.imported import ImportedWeights
 
 NUM_INPUTS = 30  # of the recurrent part, for each tensor
 FLAGS = {"bugged_loss_features": "use_bugged_loss_features", "bugged_lstm_state": "use_bugged_next_lstm_state"}
@@ -40,7 +40,7 @@ DEFAULTS = {
 OURS = FLAGS | {"relative": "param_scale_mult", "exp_multiplier": "exp_mult", "step_multiplier": "step_mult"}
 
 
-def recognises(arrays: Arrays) -> bool:
+def recognizes(arrays: Arrays) -> bool:
     ours = any(path.startswith((haiku.SCHEDULER, "lstm_init_state/")) for path in arrays)
     return ours or velo_pylo.is_recurrent(arrays) or velo_pylo.is_bank(arrays)
 
@@ -53,7 +53,7 @@ def convert(
     relative: bool | None = None,
     gin: str | Path | None = None,
     mlp: str | Path | None = None,
-) -> Found:
+) -> ImportedWeights:
     """Theta of the family velo.
 
     Args:
@@ -81,7 +81,7 @@ def convert(
                 f"pass the option {ours} (false for the released VeLO, true for its oldest snapshots), or gin"
             )
     theta = {"bank": haiku.network(arrays, 2), **haiku.scheduler(arrays)}
-    return Found("velo", config, theta | {"controls": haiku.dense(arrays, "rnn_to_controls")})
+    return ImportedWeights("velo", config, theta | {"controls": haiku.dense(arrays, "rnn_to_controls")})
 
 
 def _whole(arrays: Arrays, mlp: str | Path | None) -> Arrays:

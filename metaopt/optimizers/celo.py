@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.core import Key, LearnedOptimizer, Theta
-from metaopt.optimizers.parts import channels, features, network, per_parameter, recurrent, rule
-from metaopt.optimizers.parts.features import FRACTIONS, NUM_LOSS_SCALES
-from metaopt.optimizers.parts.lstm import LSTMState
-from metaopt.optimizers.parts.moments import Moments, init_moments, map_tensors, update_moments
+from metaopt.core import Key, Learned, Theta
+from metaopt.nn import mlp
+from metaopt.nn.lstm import LSTMState
+from metaopt.optimizers.common import channels, features, per_parameter, recurrent, rule
+from metaopt.optimizers.common.features import FRACTIONS, NUM_LOSS_SCALES
+from metaopt.optimizers.common.moments import Moments, init_moments, map_tensors, update_moments
 from metaopt.optimizers.velo import DECAYS, SIZES, check_num_steps, clean
 
 RULES = ("mlp", "adam")
@@ -47,11 +48,11 @@ class State(NamedTuple):
     losses: features.Losses | tuple
 
 
-def build(config: Config = Config()) -> LearnedOptimizer:
+def build(config: Config = Config()) -> Learned:
     """Returns the Celo optimizer.
 
     An LSTM that reads the fraction of training done and how the loss falls gives one
-    multiplier u = exp(w h + b) / 10; for each parameter with 30 normalised channels f,
+    multiplier u = exp(w h + b) / 10; for each parameter with 30 normalized channels f,
 
         (d, a) = network(f),   p <- p - step_multiplier * u * rms(p) * d * exp(exp_multiplier * a)
 
@@ -74,7 +75,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
         k_network, k_scheduler = jax.random.split(key)
         theta = {}
         if config.rule == "mlp":
-            theta["network"] = network.init(k_network, SIZES)
+            theta["network"] = mlp.init(k_network, SIZES)
         if config.scheduled:
             theta["scheduler"] = recurrent.init(k_scheduler, NUM_INPUTS, config.hidden, {"step_size": 1})
         return theta
@@ -108,7 +109,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
             def tensor(p, g, moments):
                 size = scale * per_parameter.root_mean_square(p)
                 step = lambda d, a: -size * d * jnp.exp(config.exp_multiplier * a)
-                return per_parameter.apply(theta["network"], channels.velo, channels.parts(p, g, moments), step)
+                return per_parameter.apply(theta["network"], channels.velo, channels.tensor_inputs(p, g, moments), step)
 
             if config.rule == "adam":
                 direction, moments = adam.update(grads, state.moments)
@@ -120,4 +121,4 @@ def build(config: Config = Config()) -> LearnedOptimizer:
 
         return rule.transformation(init_state, update, name="celo", needs_value=config.scheduled)
 
-    return LearnedOptimizer(init, bind)
+    return Learned(init, bind)

@@ -1,4 +1,4 @@
-"""Celo2: a learned direction, orthogonalised, of unit size; the step size is the user's.
+"""Celo2: a learned direction, orthogonalized, of unit size; the step size is the user's.
 
 Source: arXiv:2602.19142; amoudgl/celo. With weights meta-trained over long horizons,
 weight decay and clipping of the global norm in front of it, ELO-Celo2: arXiv:2607.06772.
@@ -10,16 +10,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import Key, LearnedOptimizer, Theta
-from metaopt.optimizers.parts import channels, network, per_parameter, rule
-from metaopt.optimizers.parts.accumulators import differentiable
-from metaopt.optimizers.parts.moments import Decays, Moments, init_moments, map_tensors, update_moments
+from metaopt.core import Key, Learned, Theta
+from metaopt.nn import mlp
+from metaopt.optimizers.common import channels, per_parameter, rule
+from metaopt.optimizers.common.accumulators import differentiable
+from metaopt.optimizers.common.moments import Decays, Moments, init_moments, map_tensors, update_moments
 from metaopt.optimizers.velo import clean
 
 DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.95,), factored=(0.9, 0.99, 0.999))
 VECTORS = ("adamw", "adam_uncorrected", "learned")
 NUM_UNFACTORED = 15  # channels that are there for a vector too
-EPS = 1e-9  # of the normalisers
+EPS = 1e-9  # of the normalizers
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # as in Muon: a steep start, an end near one
 
 
@@ -28,7 +29,7 @@ class Config:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0  # decoupled, in units of the learning rate
     hidden: int = 8  # units in each of the two hidden layers
-    orthogonalise: bool = True  # off is Celo2-base, together with vectors="learned"
+    orthogonalize: bool = True  # off is Celo2-base, together with vectors="learned"
     vectors: str = "adamw"  # the rule of vectors, scalars and embeddings
     vector_multiplier: float = 20.0  # of their learning rate, where the rule is not the learned one
 
@@ -44,13 +45,13 @@ class State(NamedTuple):
     moments: Moments
 
 
-def build(config: Config = Config()) -> LearnedOptimizer:
+def build(config: Config = Config()) -> Learned:
     """Returns the Celo2 optimizer.
 
     For each matrix, or each matrix of a stack in a tensor of higher rank, with 30 channels
-    f normalised over that matrix,
+    f normalized over that matrix,
 
-        u = orthogonalise(network(f)),   p <- p - learning_rate * (u / rms(u) + weight_decay * p)
+        u = orthogonalize(network(f)),   p <- p - learning_rate * (u / rms(u) + weight_decay * p)
 
     Vectors, scalars and tensors with "embed" in their path follow AdamW with 20 times the
     learning rate and decays of 0.9 and 0.95, out of the same accumulators; or, with
@@ -66,7 +67,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
     """
 
     def init(key: Key) -> Theta:
-        return {"network": network.init(key, (channels.VELO, config.hidden, config.hidden, 1))}
+        return {"network": mlp.init(key, (channels.NUM_VELO_CHANNELS, config.hidden, config.hidden, 1))}
 
     def bind(theta: Theta, num_steps=None):
         del num_steps
@@ -77,14 +78,14 @@ def build(config: Config = Config()) -> LearnedOptimizer:
             return State(jnp.zeros((), jnp.int32), init_moments(params, DECAYS))
 
         def learned(p, g, moments):
-            parts = channels.parts(p, g, moments)
+            parts = channels.tensor_inputs(p, g, moments)
             inputs = lambda x: channels.velo(x, eps=1e-8)
             if p.ndim < 2:
                 unfactored = lambda x: inputs(x)[:NUM_UNFACTORED]
                 u = per_parameter.apply(of_vector, unfactored, parts, lambda d: d, eps=EPS)
                 return u * jax.lax.rsqrt(EPS + jnp.mean(u * u))
             u = per_parameter.apply(weights, inputs, parts, lambda d: d, axes=(-2, -1), eps=EPS)
-            u = orthogonalise(u) if config.orthogonalise else u
+            u = orthogonalize(u) if config.orthogonalize else u
             return u * jax.lax.rsqrt(EPS + jnp.mean(u * u, axis=(-2, -1), keepdims=True))
 
         def update(grads, state, params, value):
@@ -111,7 +112,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
 
         return rule.transformation(init_state, update, name="celo2")
 
-    return LearnedOptimizer(init, bind)
+    return Learned(init, bind)
 
 
 def kinds(params):
@@ -120,8 +121,8 @@ def kinds(params):
     return jax.tree.map_with_path(lambda *leaf: "vector" if is_vector(*leaf) else "matrix", params)
 
 
-def orthogonalise(u: jax.Array) -> jax.Array:
-    """Singular values towards one, by five steps of Newton and Schulz, over the last two axes.
+def orthogonalize(u: jax.Array) -> jax.Array:
+    """Singular values toward one, by five steps of Newton and Schulz, over the last two axes.
 
         x <- a x + (b g + c g^2) x,   g = x x^T
 

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import Key, LearnedOptimizer, Params, PyTree, Theta
-from metaopt.optimizers.parts import coordinates, lstm, network, rule
-from metaopt.optimizers.parts.accumulators import differentiable, ema
+from metaopt.core import Key, Learned, Params, PyTree, Theta
+from metaopt.nn import lstm, mlp
+from metaopt.optimizers.common import coordinates, rule
+from metaopt.optimizers.common.accumulators import differentiable, ema
 
 RULES = ("l2o_dm", "rnnprop")
 LOG_RANGE = 10.0  # l2o_dm: gradients above exp(-10) are seen on a log scale
@@ -43,7 +44,7 @@ class State(NamedTuple):
     rows: PyTree  # of each tensor the LSTMState of each layer, (*shape, hidden)
 
 
-def build(config: Config = Config()) -> LearnedOptimizer:
+def build(config: Config = Config()) -> Learned:
     """Returns a coordinate-wise LSTM optimizer.
 
     With h the output of the LSTM for a coordinate and o = h w + b,
@@ -61,10 +62,10 @@ def build(config: Config = Config()) -> LearnedOptimizer:
         k_lstm, k_output, k_input = jax.random.split(key, 3)
         theta = {
             "lstm": lstm.init_stack(k_lstm, config.hidden if rnnprop else 2, config.hidden, config.layers),
-            "output": network.init(k_output, (config.hidden, 1)),
+            "output": mlp.init(k_output, (config.hidden, 1)),
         }
         if rnnprop:
-            theta["input"] = network.init(k_input, (2, config.hidden))
+            theta["input"] = mlp.init(k_input, (2, config.hidden))
         return theta
 
     def bind(theta: Theta, num_steps=None):
@@ -98,7 +99,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
 
         return rule.transformation(init_state, update, name=f"coordinate_lstm ({config.rule})")
 
-    return LearnedOptimizer(init, bind)
+    return Learned(init, bind)
 
 
 def log_and_sign(g: jax.Array) -> jax.Array:

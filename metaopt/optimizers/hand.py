@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metaopt.core import Key, LearnedOptimizer, Theta
+from metaopt.core import Key, Learned, Theta
 from metaopt.errors import unknown
-from metaopt.optimizers.parts import rule
+from metaopt.optimizers.common import rule
 
 EPS_ROOT = 1e-20  # under Adam's root, whose derivative is infinite for a parameter that never had a gradient
 RULES = ("sgd", "momentum", "adam", "adamw")
@@ -51,7 +51,7 @@ class Config:
         return self.fixed.split(",") if self.fixed else []
 
 
-def build(config: Config = Config()) -> LearnedOptimizer:
+def build(config: Config = Config()) -> Learned:
     """Returns a hand-written optimizer in unconstrained coordinates.
 
     Learning rate, eps and weight decay are learned as logarithms, a decay b as
@@ -91,7 +91,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
 
         return rule.transformation(tx.init, update, name=f"hand ({config.rule})")
 
-    return LearnedOptimizer(init, bind)
+    return Learned(init, bind)
 
 
 def learning_rate(config: Config, theta: Theta, step, num_steps=None) -> jax.Array:

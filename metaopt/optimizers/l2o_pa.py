@@ -3,7 +3,7 @@
 A rule that converges to a fixed point on every convex problem must be a preconditioned
 proximal step with momentum and bias; only the coefficients of that form are learned.
 
-Source: Liu et al., "Towards constituting mathematical structures for learning to
+Source: Liu et al., "Toward constituting mathematical structures for learning to
 optimize", arXiv:2305.18577; xhchrn/MS4L2O, optimizers/coord_math_lstm.py.
 """
 
@@ -13,8 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import Key, LearnedOptimizer, Params, PyTree, Theta
-from metaopt.optimizers.parts import coordinates, lstm, network, rule
+from metaopt.core import Key, Learned, Params, PyTree, Theta
+from metaopt.nn import lstm, mlp
+from metaopt.optimizers.common import coordinates, rule
 
 HEADS = ("p", "a", "b", "b1", "b2")
 NORMS = {
@@ -32,7 +33,7 @@ class Config:
     scale_p: float = 1.0
     scale_a: float = 1.0
     step_size: float = 0.9999  # s: just below 1 / L for a gradient with Lipschitz constant L
-    l1: float = 0.0  # rho: the optimizer minimises f + rho |.|_1 and is given gradients of f
+    l1: float = 0.0  # rho: the optimizer minimizes f + rho |.|_1 and is given gradients of f
     hidden: int = 20  # units in each layer of the LSTM
     bugged_biases: bool = False  # b1 and b2 go through the norm too, a slip of the reference
     layers: int = 2
@@ -68,7 +69,7 @@ class Coefficients(NamedTuple):
     b2: jax.Array | float = 0.0
 
 
-def build(config: Config = Config()) -> LearnedOptimizer:
+def build(config: Config = Config()) -> Learned:
     """Returns L2O-PA, or with other ``heads`` its ablations, for f + l1 |.|_1.
 
     y are the parameters, x the last proximal step, s the step size, products by
@@ -90,7 +91,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
 
     def init(key: Key) -> Theta:
         k_lstm, k_heads = jax.random.split(key)
-        heads = network.init(k_heads, (config.hidden, config.hidden, len(names)))
+        heads = mlp.init(k_heads, (config.hidden, config.hidden, len(names)))
         # Zero at first: the norms decide what meta-training begins from, p = a = 1 by default.
         heads["w1"] = jnp.zeros_like(heads["w1"])
         return {"lstm": lstm.init_stack(k_lstm, 2, config.hidden, config.layers), "heads": heads}
@@ -128,7 +129,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
 
         return rule.transformation(init_state, update, name="l2o_pa", reads=("value_fn",))
 
-    return LearnedOptimizer(init, bind)
+    return Learned(init, bind)
 
 
 def soft_threshold(x: jax.Array, threshold: jax.Array | float) -> jax.Array:

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import Key, LearnedOptimizer, Theta
-from metaopt.optimizers.parts import channels, features, network, per_parameter, rule
-from metaopt.optimizers.parts.moments import Decays, Moments, init_moments, map_tensors, update_moments
+from metaopt.core import Key, Learned, Theta
+from metaopt.nn import mlp
+from metaopt.optimizers.common import channels, features, per_parameter, rule
+from metaopt.optimizers.common.moments import Decays, Moments, init_moments, map_tensors, update_moments
 
 DECAYS = Decays(momentum=(0.1, 0.5, 0.9, 0.99, 0.999, 0.9999), rms=(), factored=())
 
@@ -35,11 +36,11 @@ class State(NamedTuple):
     moments: Moments  # momenta only
 
 
-def build(config: Config = Config()) -> LearnedOptimizer:
+def build(config: Config = Config()) -> Learned:
     """Returns the per-parameter MLP optimizer (MLPLOpt).
 
     For each parameter, with the gradient, the parameter and six momenta as
-    normalised channels f and 11 time features e,
+    normalized channels f and 11 time features e,
 
         (d, a) = network(f, e),   p <- p - step_multiplier * d * exp(exp_multiplier * a)
 
@@ -49,7 +50,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
 
     def init(key: Key) -> Theta:
         num_in = 2 + len(DECAYS.momentum) + len(features.TIME_SCALES)
-        return {"network": network.init(key, (num_in, *[config.hidden] * config.layers, 2))}
+        return {"network": mlp.init(key, (num_in, *[config.hidden] * config.layers, 2))}
 
     def bind(theta: Theta, num_steps=None):
         del num_steps
@@ -65,10 +66,10 @@ def build(config: Config = Config()) -> LearnedOptimizer:
 
             def tensor(p, g, moments):
                 inputs = lambda x: [x.grad, x.param, *x.momentum]
-                return per_parameter.apply(theta["network"], inputs, channels.parts(p, g, moments), step, time)
+                return per_parameter.apply(theta["network"], inputs, channels.tensor_inputs(p, g, moments), step, time)
 
             return map_tensors(tensor, moments, params, grads), State(state.step + 1, moments)
 
         return rule.transformation(init_state, update, name="mlp")
 
-    return LearnedOptimizer(init, bind)
+    return Learned(init, bind)

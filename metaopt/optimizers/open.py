@@ -16,16 +16,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import Key, LearnedOptimizer, Params, PyTree, Theta
-from metaopt.optimizers.parts import coordinates, gru, network, pieces, rule
-from metaopt.optimizers.parts.accumulators import ema
+from metaopt.core import Key, Learned, Params, PyTree, Theta
+from metaopt.nn import gru, mlp
+from metaopt.optimizers.common import coordinates, rule, tiling
+from metaopt.optimizers.common.accumulators import ema
 
 MOMENTUM_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 NUM_INPUTS = 1 + 2 * (len(MOMENTUM_DECAYS) + 1) + 4
 SMALLEST = 1e-13  # added before a logarithm
 SMALLEST_ACTIVATION = 1e-11  # added to every activation, so that a layer may be silent
 LAYER_NORM_EPS = 1e-6
-NORM = {"scale": jnp.ones, "shift": jnp.zeros}  # of a normalised layer, and where they start
+NORM = {"scale": jnp.ones, "shift": jnp.zeros}  # of a normalized layer, and where they start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class State(NamedTuple):
     hidden: Params  # of the GRU, (*shape, hidden) for each tensor
 
 
-def build(config: Config = Config()) -> LearnedOptimizer:
+def build(config: Config = Config()) -> Learned:
     """Returns the OPEN optimizer.
 
     For each coordinate, with the inputs f of ``_inputs``, h the state of its GRU and z
@@ -84,8 +85,8 @@ def build(config: Config = Config()) -> LearnedOptimizer:
     def init(key: Key) -> Theta:
         k_gru, k_mlp = jax.random.split(key)
         norm = {f"{name}{i}": fill(config.width) for i in range(2) for name, fill in NORM.items()}
-        mlp = network.init(k_mlp, (config.hidden, config.width, config.width, 3))
-        return {"gru": gru.init(k_gru, NUM_INPUTS, config.hidden), "mlp": mlp | norm}
+        weights = mlp.init(k_mlp, (config.hidden, config.width, config.width, 3))
+        return {"gru": gru.init(k_gru, NUM_INPUTS, config.hidden), "mlp": weights | norm}
 
     def bind(theta: Theta, num_steps=None):
         if num_steps is None:
@@ -129,7 +130,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
 
         return rule.transformation(init_state, update, name="open", reads=("activations", "key", "noise"))
 
-    return LearnedOptimizer(init, bind)
+    return Learned(init, bind)
 
 
 def _channels(p: jax.Array, g: jax.Array, momentum: tuple[jax.Array, ...]) -> list[jax.Array]:
@@ -141,7 +142,7 @@ def _channels(p: jax.Array, g: jax.Array, momentum: tuple[jax.Array, ...]) -> li
 def _scales(p: jax.Array, g: jax.Array, *momentum: jax.Array) -> list[jax.Array]:
     """For each channel ``rsqrt(1e-5 + mean of its square over the tensor)``."""
     squares = lambda piece: [f * f for f in _channels(*piece)]
-    return [jax.lax.rsqrt(1e-5 + mean) for mean in pieces.means(squares, (p, g, momentum), p.shape)]
+    return [jax.lax.rsqrt(1e-5 + mean) for mean in tiling.means(squares, (p, g, momentum), p.shape)]
 
 
 def _inputs(channels: list[jax.Array], scales: list[jax.Array], places: tuple) -> jax.Array:
@@ -155,7 +156,7 @@ def _inputs(channels: list[jax.Array], scales: list[jax.Array], places: tuple) -
 
 
 def _mlp(weights: Theta, x: jax.Array) -> jax.Array:
-    """Two hidden layers, each normalised before its ReLU; (..., 3)."""
+    """Two hidden layers, each normalized before its ReLU; (..., 3)."""
     for i in range(2):
         x = x @ weights[f"w{i}"] + weights[f"b{i}"]
         x = (x - jnp.mean(x, -1, keepdims=True)) * jax.lax.rsqrt(jnp.var(x, -1, keepdims=True) + LAYER_NORM_EPS)

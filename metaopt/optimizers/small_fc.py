@@ -12,9 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import Key, LearnedOptimizer, Theta
-from metaopt.optimizers.parts import channels, features, network, per_parameter, rule
-from metaopt.optimizers.parts.moments import Decays, Moments, init_moments, map_tensors, update_moments
+from metaopt.core import Key, Learned, Theta
+from metaopt.nn import mlp
+from metaopt.optimizers.common import channels, features, per_parameter, rule
+from metaopt.optimizers.common.moments import Decays, Moments, init_moments, map_tensors, update_moments
 
 DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.999,), factored=(0.9, 0.99, 0.999))  # before they are learned
 SMALLEST_RMS = 0.03  # relative steps treat smaller tensors, e.g. zero biases, as this large
@@ -44,10 +45,10 @@ def _decays(initial: Sequence, offset: jax.Array) -> list[jax.Array]:
     return list(1.0 - (1.0 - jnp.array(initial)) * jnp.exp(10.0 * offset))
 
 
-def build(config: Config = Config()) -> LearnedOptimizer:
+def build(config: Config = Config()) -> Learned:
     """Returns the small_fc optimizer (AdafacMLPLOpt).
 
-    For each parameter, with 28 normalised channels f, 11 time features e and a
+    For each parameter, with 28 normalized channels f, 11 time features e and a
     network of two hidden layers,
 
         (d, a) = network(f, e),   p <- p - step_multiplier * d * exp(exp_multiplier * a)
@@ -63,10 +64,10 @@ def build(config: Config = Config()) -> LearnedOptimizer:
     """
 
     def init(key: Key) -> Theta:
-        sizes = (channels.SMALL_FC + len(features.TIME_SCALES), config.hidden, config.hidden, 2)
+        sizes = (channels.NUM_SMALL_FC_CHANNELS + len(features.TIME_SCALES), config.hidden, config.hidden, 2)
         theta = {
             **{f"{name}_decays": jnp.zeros(len(b)) for name, b in DECAYS._asdict().items()},
-            "network": network.init(key, sizes),
+            "network": mlp.init(key, sizes),
         }
         if config.schedule:
             theta["schedule"] = jnp.zeros(len(features.TIME_SCALES) + len(features.FRACTIONS))
@@ -92,11 +93,11 @@ def build(config: Config = Config()) -> LearnedOptimizer:
             def tensor(p, g, moments):
                 unit = jnp.maximum(jnp.sqrt(jnp.mean(p * p)), SMALLEST_RMS) if config.relative else 1.0
                 step = lambda d, a: -scale * unit * d * jnp.exp(config.exp_multiplier * a)
-                parts = channels.parts(p, g, moments)
+                parts = channels.tensor_inputs(p, g, moments)
                 return per_parameter.apply(theta["network"], channels.small_fc, parts, step, time)
 
             return map_tensors(tensor, moments, params, grads), State(state.step + 1, moments)
 
         return rule.transformation(init_state, update, name="small_fc")
 
-    return LearnedOptimizer(init, bind)
+    return Learned(init, bind)

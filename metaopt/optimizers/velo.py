@@ -11,14 +11,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import Key, LearnedOptimizer, Theta
-from metaopt.optimizers.parts import channels, features, network, per_parameter, pieces, recurrent, rule
-from metaopt.optimizers.parts.features import FRACTIONS, NUM_LOSS_SCALES
-from metaopt.optimizers.parts.lstm import LSTMState
-from metaopt.optimizers.parts.moments import Decays, Moments, init_moments, map_tensors, update_moments
+from metaopt.core import Key, Learned, Theta
+from metaopt.nn import mlp
+from metaopt.nn.lstm import LSTMState
+from metaopt.optimizers.common import channels, features, per_parameter, recurrent, rule, tiling
+from metaopt.optimizers.common.features import FRACTIONS, NUM_LOSS_SCALES
+from metaopt.optimizers.common.moments import Decays, Moments, init_moments, map_tensors, update_moments
 
 DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.999,), factored=(0.9, 0.99, 0.999))
-SIZES = (channels.VELO, 4, 4, 2)  # of the per-parameter network
+SIZES = (channels.NUM_VELO_CHANNELS, 4, 4, 2)  # of the per-parameter network
 NUM_RANKS = 5
 # Mean of the second moment, rank, variance of momenta and of the second moment; with them fraction and loss.
 NUM_STATISTICS = 1 + NUM_RANKS + 2 * len(DECAYS.momentum)
@@ -49,12 +50,12 @@ class State(NamedTuple):
     losses: features.Losses
 
 
-def build(config: Config = Config()) -> LearnedOptimizer:
+def build(config: Config = Config()) -> Learned:
     """Returns the VeLO optimizer.
 
     For each tensor, an LSTM reads the fraction of training done, how the loss falls and
     statistics of the tensor, and gives a step size s and controls c; for each parameter
-    with 30 normalised channels f,
+    with 30 normalized channels f,
 
         weights = 100 mean_n(c_n bank_n),   (d, a) = network(f)
         p <- p - step_multiplier * s * rms(p) * d * exp(exp_multiplier * a)
@@ -76,7 +77,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
         k_bank, k_recurrent = jax.random.split(key)
         heads = {"controls": config.bank, "step_size": 1}
         return {
-            "bank": jax.vmap(lambda key: network.init(key, SIZES))(jax.random.split(k_bank, config.bank)),
+            "bank": jax.vmap(lambda key: mlp.init(key, SIZES))(jax.random.split(k_bank, config.bank)),
             **recurrent.init(k_recurrent, NUM_INPUTS, config.hidden, heads),
         }
 
@@ -113,7 +114,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
                     scale = scale * per_parameter.root_mean_square(p)
                 step = lambda d, a: -scale * d * jnp.exp(config.exp_multiplier * a)
                 weights = jax.tree.map(lambda w: w[i], mixed)
-                return per_parameter.apply(weights, channels.velo, channels.parts(p, g, moments), step)
+                return per_parameter.apply(weights, channels.velo, channels.tensor_inputs(p, g, moments), step)
 
             index = jax.tree.unflatten(jax.tree.structure(params), range(len(sizes)))
             updates = map_tensors(tensor, moments, params, grads, index)
@@ -122,7 +123,7 @@ def build(config: Config = Config()) -> LearnedOptimizer:
 
         return rule.transformation(init_state, update, name="velo", needs_value=True)
 
-    return LearnedOptimizer(init, bind)
+    return Learned(init, bind)
 
 
 def check_num_steps(num_steps) -> None:
@@ -145,7 +146,7 @@ def statistics(p: jax.Array, moments: Moments) -> jax.Array:
     if not p.size:
         return jnp.zeros(NUM_STATISTICS)
     (rms,) = moments.rms
-    over = lambda f: [mean.ravel()[0] for mean in pieces.means(f, (p, moments.momentum, rms), p.shape)]
+    over = lambda f: [mean.ravel()[0] for mean in tiling.means(f, (p, moments.momentum, rms), p.shape)]
     square, mean_rms, *means = over(lambda x: [x[0] * x[0], x[2], *x[1]])
     from_own_mean = lambda x: [(m - mean) ** 2 for m, mean in zip(x[1], means, strict=True)]
     variances = over(lambda x: [*from_own_mean(x), *[(x[2] - mean) ** 2 for mean in means]])

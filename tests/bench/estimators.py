@@ -57,22 +57,22 @@ def main() -> None:
 
 
 def build_problem():
-    from meta_train.inner import supervised
+    from meta_train.inner import episodes
     from meta_train.inner.horizon import Horizon
-    from metaopt import optimizers
+    from metaopt import families
     from tasks import ImageMLP
 
-    optimizer = optimizers.build("small_fc", hidden=4)
-    config = supervised.Config(Horizon(500, 500, WINDOW), split="train", objective="linear")
-    problem = supervised.build(optimizer, ImageMLP(width=32, depth=1, batch_size=64), config)
+    optimizer = families.build("small_fc", hidden=4)
+    config = episodes.Config(Horizon(500, 500, WINDOW), split="train", objective="linear")
+    problem = episodes.build(optimizer, ImageMLP(width=32, depth=1, batch_size=64), config)
     return problem, optimizer.init(jax.random.key(0))
 
 
 def compiled(name: str, problem, theta, num_samples: int, sigma: float, options: dict):
     """Returns ``() -> inner steps``: one estimate, its state kept for the next."""
-    from meta_train import devices
     from meta_train.estimators import ESTIMATORS
     from meta_train.estimators.samples import Config
+    from meta_train.parallel import devices
 
     estimator = ESTIMATORS[name](problem, Config(num_samples, WINDOW, sigma), devices.mesh(1), **options)
     state = jax.jit(estimator.init)(theta, jax.random.key(1))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from meta_train import run
+from meta_train.run import directory
 from metaopt.optimizers.l2o_pa import soft_threshold
 from tasks import Lasso
 
@@ -27,8 +27,8 @@ GRAD = jax.grad(lambda problem, x: TASK.loss(problem, {"x": x}, jax.random.key(0
 
 
 def main(run_dir: Path) -> None:
-    recipe = run.read_recipe(run_dir)
-    theta, _ = run.read_theta(run_dir)
+    recipe = directory.read_recipe(run_dir)
+    theta, _ = directory.read_theta(run_dir)
     tx = recipe.learned_optimizer().bind(theta)
     horizon = recipe.longest
     methods = {

@@ -3,7 +3,7 @@
 64 members of a digits network 64-32-10, batch 64, 50 inner steps in one compiled scan on
 one device; microseconds for each member and step. A part's time is what the loop loses
 without it, so the rows add up: the network being trained (the loop with SGD),
-``small_fc``'s accumulators, its normalisers (a mean square for each feature) and its
+``small_fc``'s accumulators, its normalizers (a mean square for each feature) and its
 per-parameter network with the features themselves.
 """
 
@@ -19,18 +19,19 @@ NUM_MEMBERS, WINDOW, REPEATS = 64, 50, 15
 
 
 def main() -> None:
-    from metaopt.optimizers.parts import network, per_parameter
+    from metaopt.nn import mlp
+    from metaopt.optimizers.common import per_parameter
 
     # Each leaves out more than the one before.
-    no_normalisers = mock.patch.object(
-        per_parameter, "normalisers", lambda channels, parts, *_: [1.0] * len(channels(parts))
+    no_normalizers = mock.patch.object(
+        per_parameter, "normalizers", lambda channels, parts, *_: [1.0] * len(channels(parts))
     )
-    no_network = mock.patch.object(network, "apply", lambda weights, channels, shape: channels[:2])
+    no_network = mock.patch.object(mlp, "apply", lambda weights, channels, shape: channels[:2])
     everything = contextlib.nullcontext()
     loops = {
         "small_fc": build("small_fc", {"hidden": 4}, [everything]),
-        "no normalisers": build("small_fc", {"hidden": 4}, [no_normalisers]),
-        "no network": build("small_fc", {"hidden": 4}, [no_normalisers, no_network]),
+        "no normalizers": build("small_fc", {"hidden": 4}, [no_normalizers]),
+        "no network": build("small_fc", {"hidden": 4}, [no_normalizers, no_network]),
         "sgd": build("hand", {"rule": "sgd"}, [everything]),
         "adam": build("hand", {"rule": "adam"}, [everything]),
     }
@@ -42,8 +43,8 @@ def main() -> None:
     parts = {
         "training the network (SGD)": us["sgd"],
         "accumulators": us["no network"] - us["sgd"],
-        "features and network": us["no normalisers"] - us["no network"],
-        "normalisers": us["small_fc"] - us["no normalisers"],
+        "features and network": us["no normalizers"] - us["no network"],
+        "normalizers": us["small_fc"] - us["no normalizers"],
     }
     for name, value in parts.items():
         print(
@@ -66,14 +67,14 @@ def main() -> None:
 
 def build(family: str, settings: dict, patches: list):
     """Returns ``() -> seconds`` of one compiled window of all members."""
-    from meta_train.inner import supervised
+    from meta_train.inner import episodes
     from meta_train.inner.horizon import Horizon
-    from metaopt import optimizers
+    from metaopt import families
     from tasks import ImageMLP
 
-    optimizer = optimizers.build(family, **settings)
-    config = supervised.Config(Horizon(500, 500, WINDOW), split="train", objective="linear")
-    problem = supervised.build(optimizer, ImageMLP(width=32, depth=1, batch_size=64), config)
+    optimizer = families.build(family, **settings)
+    config = episodes.Config(Horizon(500, 500, WINDOW), split="train", objective="linear")
+    problem = episodes.build(optimizer, ImageMLP(width=32, depth=1, batch_size=64), config)
     theta = optimizer.init(jax.random.key(0))
     noise = lambda t: t + 0.01 * jax.random.normal(jax.random.key(1), (NUM_MEMBERS, *t.shape))
     thetas = jax.tree.map(noise, theta)  # no two members alike, as in evolution strategies

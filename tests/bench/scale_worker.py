@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from meta_train import devices, processes, recipe, run
+from meta_train import recipe
+from meta_train.parallel import devices, processes
+from meta_train.run import directory
 
 SECONDS = 12.0  # of measuring outer steps
 REDUCED = (256, 65536, 1048576)  # float32 values of the measured all-reduces
@@ -29,7 +31,7 @@ def main(samples_per_device: int, devices_per_process: int) -> None:
     alone = "SLURM_PROCID" not in os.environ
     devices.prepare(devices_per_process * samples_per_device, devices_per_process if alone else None)
     mesh = devices.mesh()
-    program = run.compile_recipe(
+    program = directory.compile_recipe(
         recipe.override(recipe.find("digits-quick"), [f"num_samples={samples_per_device * mesh.size}"]), mesh
     )
     state = program.init()

@@ -44,17 +44,18 @@ def main(num_devices: int) -> None:
 
 
 def build(family: str, settings: dict) -> dict:
-    from meta_train import devices, outer
+    from meta_train import outer
     from meta_train.estimators import ESTIMATORS
     from meta_train.estimators.samples import Config
-    from meta_train.inner import supervised
+    from meta_train.inner import episodes
     from meta_train.inner.horizon import Horizon
-    from metaopt import optimizers
+    from meta_train.parallel import devices
+    from metaopt import families
     from tasks import ImageMLP
 
-    optimizer, mesh = optimizers.build(family, **settings), devices.mesh()
-    inner = supervised.Config(Horizon(100, 1000, WINDOW), split="train", objective="linear")
-    problem = supervised.build(optimizer, ImageMLP(width=32, depth=1, batch_size=64), inner)
+    optimizer, mesh = families.build(family, **settings), devices.mesh()
+    inner = episodes.Config(Horizon(100, 1000, WINDOW), split="train", objective="linear")
+    problem = episodes.build(optimizer, ImageMLP(width=32, depth=1, batch_size=64), inner)
     estimator = ESTIMATORS["pes"](problem, Config(NUM_PAIRS, WINDOW), mesh)
     tx = outer.optimizer(outer.Config())
     init = lambda: outer.init(optimizer.init(jax.random.key(0)), [estimator], tx, jax.random.key(1))

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metaopt import families
+
 SIZES = (10_000, 1_000_000, 10_000_000)
 REPEATS = 15
 # The sizes that were published: VeLO's, Celo's, Celo2's, muLO's, OPEN's.
@@ -20,7 +22,7 @@ FAMILIES = {
     "small_fc": ("small_fc", {}),
     "mulo": ("small_fc", {"hidden": 32}),
     "mlp": ("mlp", {}),
-    "celo2-base": ("celo2", {"orthogonalise": False, "vectors": "learned"}),
+    "celo2-base": ("celo2", {"orthogonalize": False, "vectors": "learned"}),
     "celo2": ("celo2", {}),
     "celo": ("celo", {}),
     "celo-adam": ("celo", {"rule": "adam"}),
@@ -65,11 +67,10 @@ def transformer(width: int = 128, depth: int = 6) -> dict[str, tuple[int, ...]]:
 
 def compare(network: str, shapes: dict[str, tuple[int, ...]]) -> None:
     """Prints a row for each family."""
-    from metaopt import optimizers
 
     steps = {"adam": build(optax.with_extra_args_support(optax.adam(1e-3)), shapes)}
     for name, (family, settings) in FAMILIES.items():
-        optimizer = optimizers.build(family, **settings)
+        optimizer = families.build(family, **settings)
         steps[name] = build(optimizer.bind(optimizer.init(jax.random.key(0)), num_steps=1000), shapes)
     times = {name: [] for name in steps}
     for _ in range(REPEATS):

@@ -1,7 +1,7 @@
 """Where the time of one update goes: 1 million parameters, parts of the optimizer left out.
 
 The matrices of ``tests.bench.update``. A part's time is what the update loses without it:
-the per-parameter network with its features, the normalisers (a mean square for each
+the per-parameter network with its features, the normalizers (a mean square for each
 feature), and what is left, the accumulators and what is done for each tensor.
 """
 
@@ -12,6 +12,7 @@ from unittest import mock
 
 import jax
 
+from metaopt import families
 from tests.bench import update
 
 NAMES = ("small_fc", "celo", "celo2-base", "velo", "mulo")
@@ -19,20 +20,21 @@ SIZE, REPEATS = 1_000_000, 15
 
 
 def main() -> None:
-    from metaopt.optimizers.parts import network, per_parameter
+    from metaopt.nn import mlp
+    from metaopt.optimizers.common import per_parameter
 
     jax.config.update("jax_enable_compilation_cache", False)
     ones = lambda channels, parts, *_: [1.0] * len(channels(parts))
     # Each leaves out more than the one before.
-    no_normalisers = mock.patch.object(per_parameter, "normalisers", ones)
+    no_normalizers = mock.patch.object(per_parameter, "normalizers", ones)
     no_network = mock.patch.object(
-        network, "apply", lambda weights, channels, shape: channels[: weights["b2"].shape[-1]]
+        mlp, "apply", lambda weights, channels, shape: channels[: weights["b2"].shape[-1]]
     )
     for name in NAMES:
         steps = {
             "all": build(name, contextlib.nullcontext()),
-            "no normalisers": build(name, no_normalisers),
-            "no network": build(name, no_normalisers, no_network),
+            "no normalizers": build(name, no_normalizers),
+            "no network": build(name, no_normalizers, no_network),
         }
         times = {key: [] for key in steps}
         for _ in range(REPEATS):  # alternating, so that a busy moment hits all alike
@@ -43,8 +45,8 @@ def main() -> None:
             "bench": "update parts",
             "optimizer": name,
             "ms": round(ms["all"], 1),
-            "network": round(ms["no normalisers"] - ms["no network"], 1),
-            "normalisers": round(ms["all"] - ms["no normalisers"], 1),
+            "network": round(ms["no normalizers"] - ms["no network"], 1),
+            "normalizers": round(ms["all"] - ms["no normalizers"], 1),
             "accumulators and tensors": round(ms["no network"], 1),
         }
         print(json.dumps(row), flush=True)
@@ -52,10 +54,9 @@ def main() -> None:
 
 def build(name: str, *patches):
     """``() -> seconds`` of an update, compiled under the patches."""
-    from metaopt import optimizers
 
     family, settings = update.FAMILIES[name]
-    optimizer = optimizers.build(family, **settings)
+    optimizer = families.build(family, **settings)
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metaopt import compose, importers, optimizers
+from metaopt import compose, families, importers
 from metaopt.importers import haiku, small_fc
 from tests.golden.per_parameter import worst
 
@@ -37,19 +37,19 @@ def replay_celo(path) -> list[tuple[str, float]]:
     phases = {"phase1": {"network": found.theta["network"]}, "phase2": found.theta}
     cases = []
     for run, theta in phases.items():
-        optimizer = optimizers.build(found.family, **found.config, scheduled=run == "phase2")
+        optimizer = families.build(found.family, **found.config, scheduled=run == "phase2")
         tx = optimizer.bind(jax.tree.map(jnp.asarray, theta), int(data["num_steps"]))
         cases.append((run, replay_trajectory(data, run, tx)))
     return cases
 
 
 def replay_celo2(path) -> list[tuple[str, float]]:
-    """The learned rule alone; orthogonalised; with AdamW; on a schedule; as it is meta-trained."""
+    """The learned rule alone; orthogonalized; with AdamW; on a schedule; as it is meta-trained."""
     data = np.load(path)
     network = haiku.network(read(data, "theta/"), num_live=1)
     rate, decay = float(data["lr"]), float(data["weight_decay"])
     runs = {
-        "base": {"orthogonalise": False, "vectors": "learned", "weight_decay": decay},
+        "base": {"orthogonalize": False, "vectors": "learned", "weight_decay": decay},
         "orth_all": {"vectors": "learned"},
         "full": {"weight_decay": decay},
         "full_sched": {"weight_decay": decay},
@@ -58,7 +58,7 @@ def replay_celo2(path) -> list[tuple[str, float]]:
         runs["meta_harness"] = {"vectors": "adam_uncorrected"}
     cases = []
     for run, settings in runs.items():
-        tx = optimizers.build("celo2", learning_rate=rate, **settings).bind({"network": network})
+        tx = families.build("celo2", learning_rate=rate, **settings).bind({"network": network})
         if run == "full_sched":
             tx = compose(tx, schedule=lambda step: jnp.asarray(data["schedule_values"])[step] / rate)
         cases.append((run, replay_trajectory(data, run, tx)))
@@ -73,11 +73,11 @@ def replay_elo(path) -> list[tuple[str, float]]:
     raw = jax.tree.map(jnp.zeros_like, moved)
 
     def bind(step_multiplier, decays):
-        optimizer = optimizers.build("small_fc", hidden=32, step_multiplier=step_multiplier)
+        optimizer = families.build("small_fc", hidden=32, step_multiplier=step_multiplier)
         return optimizer.bind({"network": read(data, "theta_elo/"), **decays})
 
     multiplier = float(data["adam_lr_mult"])
-    celo2 = optimizers.build("celo2", learning_rate=rate, weight_decay=decay, vector_multiplier=multiplier)
+    celo2 = families.build("celo2", learning_rate=rate, weight_decay=decay, vector_multiplier=multiplier)
     theta = {"network": haiku.network(read(data, "theta_elo_celo2/", into=haiku.NETWORK), num_live=1)}
     rates = read(data, "pylo_mulo_wd/lr/")
     runs = {

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meta_train import devices
 from meta_train.estimators import ESTIMATORS, es, samples
 from meta_train.estimators.samples import Config, Samples
 from meta_train.inner import toys
+from meta_train.parallel import devices
 from metaopt.core import Episode, InnerProblem
 
 LOSS_RTOL, GRAD_RTOL = 1e-5, 2e-5  # spec 10.1; the second relative to the largest entry

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metaopt import mup, optimizers
+from metaopt import families, mup
 from tests.golden.per_parameter import worst
 
 RTOL, ATOL = 1e-5, 2e-6  # on parameters, from mulo_celo.md
@@ -25,7 +25,7 @@ def replay(path) -> list[tuple[str, float]]:
     cases = []
     for run in RUNS:
         scales = {f"{name}_multiplier": float(data[f"{run}/{name}_mult"]) for name in ("exp", "step")}
-        optimizer = optimizers.build("small_fc", hidden=32, **scales)
+        optimizer = families.build("small_fc", hidden=32, **scales)
         tx = optax.chain(optimizer.bind(theta), mup.scale_updates(read(f"{run}/mup_lr/")))
         params, errors = read("params0/"), []
         state, update = tx.init(params), jax.jit(tx.update)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt import optimizers
+from metaopt import families
 
 RTOL, ATOL = 1e-4, 2e-6  # on parameters, from velo_golden.md
 SCENARIOS = ("main", "stress", "late")
@@ -46,7 +46,7 @@ def replay_mlp(path) -> list[tuple[str, float]]:
     layers = {
         f"{kind}{i}": jnp.asarray(data[f"default/theta/mlp/~/linear_{i}|{kind}"]) for i in range(3) for kind in "wb"
     }
-    optimizer = optimizers.build("mlp")
+    optimizer = families.build("mlp")
     return replay_scenarios(data, "default", optimizer, {"network": layers})
 
 
@@ -61,6 +61,6 @@ def replay_small_fc(path) -> list[tuple[str, float]]:
             "factored_decays": read("adafactor_decays"),
             "network": {f"{kind}{i}": read(f"nn|~|{kind}{i}") for i in range(3) for kind in "wb"},
         }
-        optimizer = optimizers.build("small_fc", hidden=int(variant[1:]))
+        optimizer = families.build("small_fc", hidden=int(variant[1:]))
         cases += replay_scenarios(data, variant, optimizer, theta)
     return cases

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt import optimizers
+from metaopt import families
 
 TOLERANCE = 1e-6  # on parameters, absolute, from rl_open.md
 NETWORKS = ("actor", "critic")
@@ -55,7 +55,7 @@ def replay(path) -> list[tuple[str, float]]:
     num_minibatches, num_epochs, num_updates = (
         int(data[name]) for name in ("num_minibatches", "update_epochs", "num_updates")
     )
-    optimizer = optimizers.build("open", num_minibatches=num_minibatches, num_epochs=num_epochs)
+    optimizer = families.build("open", num_minibatches=num_minibatches, num_epochs=num_epochs)
     theta = theta_of(lambda name: jnp.asarray(data[f"theta.{name}"]))
     tx = optimizer.bind(theta, num_steps=num_minibatches * num_epochs * num_updates)
     params = tree_of(data, "params0.")

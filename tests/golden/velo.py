@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt import optimizers
+from metaopt import families
 from metaopt.importers import velo
-from metaopt.importers.found import Found
+from metaopt.importers.imported import Found
 from tests.golden.per_parameter import replay_scenarios
 
 
@@ -15,7 +15,7 @@ def replay(path) -> list[tuple[str, float]]:
     data = np.load(path)
     (variant,) = {name.split("/")[0] for name in data.files} - {"in"}
     found = imported(data, variant)
-    optimizer, theta = optimizers.build(found.family, **found.config), jax.tree.map(jnp.asarray, found.theta)
+    optimizer, theta = families.build(found.family, **found.config), jax.tree.map(jnp.asarray, found.theta)
     return replay_scenarios(data, variant, optimizer, theta)
 
 

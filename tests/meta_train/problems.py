@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from meta_train import devices
 from meta_train.estimators import ESTIMATORS
 from meta_train.inner import toys
+from meta_train.parallel import devices
 from metaopt.core import InnerProblem
 
 HESSIAN = jnp.array([[1.0, 0.3], [0.3, 0.5]])

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meta_train import devices
 from meta_train.estimators import ESTIMATORS
 from meta_train.estimators.samples import Config
+from meta_train.parallel import devices
 from tests.meta_train.problems import THETA, linear_system, mean_loss, run_windows
 
 HORIZON, WINDOW = 12, 3

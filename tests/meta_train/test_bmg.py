@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meta_train import devices
 from meta_train.estimators import bmg
 from meta_train.estimators.samples import Config
-from meta_train.inner import supervised
+from meta_train.inner import episodes
 from meta_train.inner.horizon import Horizon
-from metaopt import optimizers
+from meta_train.parallel import devices
+from metaopt import families
 from metaopt.errors import UserError
 from tasks import ImageMLP
 from tasks.quadratic import Quadratic
@@ -50,9 +50,9 @@ def test_kl_by_hand():
 
 def test_a_timid_learning_rate_is_raised():
     """A classifier that runs ahead has learned more: both matchings ask for a larger rate."""
-    optimizer = optimizers.build("hand", rule="sgd", learning_rate=0.01)
-    config = supervised.Config(Horizon(6, 6), split="train", objective="linear")
-    problem = supervised.build(optimizer, ImageMLP(width=8), config)
+    optimizer = families.build("hand", rule="sgd", learning_rate=0.01)
+    config = episodes.Config(Horizon(6, 6), split="train", objective="linear")
+    problem = episodes.build(optimizer, ImageMLP(width=8), config)
     theta = optimizer.init(jax.random.key(0))
     for matching in ("kl", "parameters"):
         grads, _ = run_windows("bmg", problem, CONFIG, 2, theta=theta, ahead=3, target_rate=0.1, matching=matching)
@@ -60,8 +60,8 @@ def test_a_timid_learning_rate_is_raised():
 
 
 def test_what_cannot_be_matched_is_refused():
-    optimizer, horizon = optimizers.build("hand"), supervised.Config(Horizon(5, 5))
-    quadratic = supervised.build(optimizer, Quadratic(dim=3), horizon)
+    optimizer, horizon = families.build("hand"), episodes.Config(Horizon(5, 5))
+    quadratic = episodes.build(optimizer, Quadratic(dim=3), horizon)
     for problem, options, message in [
         (quadratic, {"matching": "kl"}, "take matching=parameters"),
         (quadratic._replace(learner=None), {}, "set InnerProblem.learner"),

@@ -7,7 +7,7 @@ import pytest
 
 from meta_train import cli
 from meta_train import recipe as recipes
-from metaopt import optimizers
+from metaopt import families
 from metaopt.errors import UserError
 from tests import golden
 
@@ -88,7 +88,7 @@ def checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("METAOPT_CHECKPOINTS", str(tmp_path / "own"))
-    theta = optimizers.build("hand", learning_rate=0.3).init(jax.random.key(0))
+    theta = families.build("hand", learning_rate=0.3).init(jax.random.key(0))
     return save("mine", "hand", {"learning_rate": 0.3}, theta, meta_trained_on=[], summary="a test")
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meta_train import devices
 from meta_train.estimators import ESTIMATORS
 from meta_train.estimators.samples import Config
+from meta_train.parallel import devices
 from metaopt.errors import UserError
 from tests.meta_train.problems import THETA, linear_system, run_windows
 

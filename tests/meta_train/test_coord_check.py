@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from meta_train import cli, coord_check
-from metaopt import optimizers
+from meta_train import cli
+from meta_train.studies import coordinate_check
+from metaopt import families
 from metaopt.errors import UserError
 
-TINY = coord_check.problems()["mlp"]._replace(widths=(32, 64, 256))
+TINY = coordinate_check.problems()["mlp"]._replace(widths=(32, 64, 256))
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def adam(tmp_path_factory):
     """The folder of the command, at small widths."""
     out = tmp_path_factory.mktemp("check")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coord_check, "problems", lambda: {"mlp": TINY})
+        patch.setattr(coordinate_check, "problems", lambda: {"mlp": TINY})
         assert cli.main(["coord-check", "--out", str(out)]) == 0
     return out
 
@@ -37,34 +38,34 @@ def check(slopes):
 
 
 def test_adam_is_flat_under_mup_alone(adam):
-    check(json.loads((adam / "coord_check.json").read_text())["slopes"])
-    assert (adam / "coord_check.png").read_bytes().startswith(b"\x89PNG")
+    check(json.loads((adam / "coordinate_check.json").read_text())["slopes"])
+    assert (adam / "coordinate_check.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_table_shows_the_slopes(adam):
-    result = json.loads((adam / "coord_check.json").read_text())
-    lines = coord_check.table(result).splitlines()
+    result = json.loads((adam / "coordinate_check.json").read_text())
+    lines = coordinate_check.table(result).splitlines()
     assert lines[-1].split() == ["output"] + [f"{result['slopes'][name]['output']:.2f}" for name in ("muP", "SP")]
     result["slopes"]["SP"]["output"] = None
-    assert coord_check.table(result).endswith("none")
+    assert coordinate_check.table(result).endswith("none")
 
 
 def test_mulo_is_flat_under_mup_alone():
-    """Whatever its theta: what it reads is normalised."""
-    learned = optimizers.build("small_fc", hidden=32, step_multiplier=0.01)
+    """Whatever its theta: what it reads is normalized."""
+    learned = families.build("small_fc", hidden=32, step_multiplier=0.01)
     tx = learned.bind(learned.init(jax.random.key(0)))
-    check(coord_check.measure(TINY._replace(widths=(32, 256)), tx, relative=False)["slopes"])
+    check(coordinate_check.measure(TINY._replace(widths=(32, 256)), tx, relative=False)["slopes"])
 
 
 def test_slope():
     widths = (10, 100, 1000)
-    np.testing.assert_allclose(coord_check.slope(widths, [3.0 * w**0.5 for w in widths]), 0.5, rtol=1e-3)  # 4 digits
-    assert coord_check.slope(widths, [1.0, None, 1.0]) is None and coord_check.slope(widths, [1.0, 0.0, 1.0]) is None
+    np.testing.assert_allclose(coordinate_check.slope(widths, [3.0 * w**0.5 for w in widths]), 0.5, rtol=1e-3)  # 4 digits
+    assert coordinate_check.slope(widths, [1.0, None, 1.0]) is None and coordinate_check.slope(widths, [1.0, 0.0, 1.0]) is None
 
 
 def test_mistakes(tmp_path, capsys):
     with pytest.raises(UserError, match="did you mean 'transformer'"):
-        coord_check.write("adam", "transfomer", tmp_path)
+        coordinate_check.write("adam", "transfomer", tmp_path)
     (tmp_path / "file").touch()
     assert cli.main(["coord-check", "--out", str(tmp_path / "file" / "new")]) == 2
     assert "choose another with --out" in capsys.readouterr().err

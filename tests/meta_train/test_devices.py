@@ -5,7 +5,8 @@ from datetime import datetime
 
 import pytest
 
-from meta_train import devices, preempt, processes
+from meta_train.parallel import devices, processes
+from meta_train.run import preempt
 from metaopt.errors import UserError
 
 STEP = {

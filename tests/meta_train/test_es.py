@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meta_train import devices
 from meta_train.estimators import ESTIMATORS, samples
 from meta_train.estimators.samples import Config
+from meta_train.parallel import devices
 from metaopt.core import Episode, InnerProblem
 from tests import golden
 from tests.golden import estimators as replay
@@ -91,7 +91,7 @@ def test_the_first_member_can_lead():
 
 
 @pytest.mark.parametrize("name", ["es", "es_single", "pes"])
-def test_an_even_loss_has_no_gradient_at_its_centre(name):
+def test_an_even_loss_has_no_gradient_at_its_center(name):
     even = InnerProblem(
         reset=lambda theta, key, outer_step: Episode(key, jnp.int32(0), jnp.int32(4), (), jnp.zeros(())),
         step=lambda theta, e: (e._replace(step=e.step + 1), jnp.sum(theta**2)),

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meta_train import devices, estimators
-from meta_train import estimator_study as study
-from meta_train.estimator_study import cosine, estimates, problems, regression, variance
+from meta_train import estimators
 from meta_train.estimators.samples import Config
+from meta_train.parallel import devices
+from meta_train.studies import estimator as study
+from meta_train.studies.estimator import cosine, estimates, problems, regression, variance
 
 SHIPPED = Path(study.__file__).parent
 

@@ -7,10 +7,12 @@ import shutil
 import jax
 import pytest
 
-from meta_train import cli, commands, evaluate
-from meta_train.evaluate import Part, Request
-from meta_train.merge import merge
-from metaopt import checkpoint, optimizers
+from meta_train import cli
+from meta_train.cli import commands
+from meta_train.evaluation import evaluate
+from meta_train.evaluation.evaluate import Part, Request
+from meta_train.evaluation.merge import merge
+from metaopt import checkpoint, families
 from metaopt.errors import UserError
 from metaopt.evaluation import compare
 
@@ -39,7 +41,7 @@ def here(home, monkeypatch):
 
 
 def save(rate):
-    theta = optimizers.build("hand", learning_rate=rate).init(jax.random.key(0))
+    theta = families.build("hand", learning_rate=rate).init(jax.random.key(0))
     checkpoint.save("mine", "hand", {"learning_rate": rate}, theta, meta_trained_on=[])
 
 

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meta_train import devices
 from meta_train.estimators import ESTIMATORS, samples
 from meta_train.estimators.samples import Config
-from meta_train.inner import supervised
+from meta_train.inner import episodes
 from meta_train.inner.horizon import Horizon
-from metaopt import optimizers
+from meta_train.parallel import devices
+from metaopt import families
 from metaopt.core import Episode, InnerProblem, Learner
 from tasks.quadratic import Quadratic
 from tests.meta_train.problems import run_windows
@@ -92,8 +92,8 @@ def test_rtrl_over_an_episode_is_full_backpropagation(combine):
 
 def test_forward_and_reverse_agree_where_the_state_counts_steps():
     """Adam on a noisy quadratic: integers in the state have no derivative, random horizons."""
-    optimizer = optimizers.build("hand", rule="adam", learning_rate=0.05)
-    problem = supervised.build(optimizer, Quadratic(dim=3, noise=0.1), supervised.Config(Horizon(6, 6, 3)))
+    optimizer = families.build("hand", rule="adam", learning_rate=0.05)
+    problem = episodes.build(optimizer, Quadratic(dim=3, noise=0.1), episodes.Config(Horizon(6, 6, 3)))
     theta = optimizer.init(jax.random.key(0))
     config = Config(num_samples=2, window=3, sigma=0.0, staggered=False)
     forward = run_windows("rtrl", problem, config, 2, theta=theta)[0]

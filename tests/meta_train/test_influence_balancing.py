@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meta_train import devices
 from meta_train.estimators import ESTIMATORS
 from meta_train.estimators.samples import Config
 from meta_train.inner import toys
+from meta_train.parallel import devices
 
 BEST, OUTER_STEPS, RATE, SIGMA = -1 / 6, 3000, 1e-4, 0.1
 

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from meta_train.inner import supervised
+from meta_train.inner import episodes
 from meta_train.inner.horizon import Horizon
-from metaopt import optimizers
-from metaopt.core import LearnedOptimizer
+from metaopt import families
+from metaopt.core import Learned
 from metaopt.errors import UserError
 from tasks.quadratic import Quadratic
 
@@ -55,9 +55,9 @@ def test_impossible_horizons_are_refused(bad):
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_an_episode_is_plain_training(split):
     """The inner problem does what a loop of value_and_grad and update does."""
-    task, optimizer = Quadratic(dim=3), optimizers.build("hand", rule="momentum", learning_rate=0.1)
-    config = supervised.Config(Horizon(5, 5), split=split, objective="linear")
-    problem, theta = supervised.build(optimizer, task, config), optimizer.init(jax.random.key(0))
+    task, optimizer = Quadratic(dim=3), families.build("hand", rule="momentum", learning_rate=0.1)
+    config = episodes.Config(Horizon(5, 5), split=split, objective="linear")
+    problem, theta = episodes.build(optimizer, task, config), optimizer.init(jax.random.key(0))
     episode = problem.reset(theta, jax.random.key(1), 0)
     (task_params, first, _), params = episode.problem, episode.inner.params
     tx = optimizer.bind(theta)
@@ -74,12 +74,12 @@ def test_an_episode_is_plain_training(split):
 
 
 def test_the_log_objective_is_the_log_of_the_linear_one():
-    task, optimizer = Quadratic(dim=3), optimizers.build("hand")
+    task, optimizer = Quadratic(dim=3), families.build("hand")
     theta, losses = optimizer.init(jax.random.key(0)), []
     for objective in ("linear", "log"):
-        problem = supervised.build(optimizer, task, supervised.Config(Horizon(5, 5), objective=objective))
+        problem = episodes.build(optimizer, task, episodes.Config(Horizon(5, 5), objective=objective))
         losses.append(problem.step(theta, problem.reset(theta, jax.random.key(1), 0))[1])
-    np.testing.assert_allclose(losses[1], jnp.log(losses[0] + supervised.LOG_FLOOR), rtol=1e-5)
+    np.testing.assert_allclose(losses[1], jnp.log(losses[0] + episodes.LOG_FLOOR), rtol=1e-5)
 
 
 def test_the_optimizer_is_given_the_loss_it_has_the_gradient_of():
@@ -88,9 +88,9 @@ def test_the_optimizer_is_given_the_loss_it_has_the_gradient_of():
         return optax.tree.sub(more, grads), (again - value, jax.tree.map(jnp.subtract, more, grads))
 
     tx = optax.GradientTransformationExtraArgs(lambda params: (jnp.ones(()), params), update)
-    optimizer = LearnedOptimizer(lambda key: {}, lambda theta, num_steps: tx)
+    optimizer = Learned(lambda key: {}, lambda theta, num_steps: tx)
     # Noise tells whether it is the same batch.
-    problem = supervised.build(optimizer, Quadratic(dim=3, noise=1.0), supervised.Config(Horizon(5, 5)))
+    problem = episodes.build(optimizer, Quadratic(dim=3, noise=1.0), episodes.Config(Horizon(5, 5)))
     episode, _ = problem.step({}, problem.reset({}, jax.random.key(1), 0))
     assert all(np.all(x == 0.0) for x in jax.tree.leaves(episode.inner.state))
 
@@ -98,22 +98,22 @@ def test_the_optimizer_is_given_the_loss_it_has_the_gradient_of():
 @pytest.mark.parametrize("bad", [{"objective": "best"}, {"split": "test"}])
 def test_unknown_settings_are_refused(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
-        supervised.Config(Horizon(5, 5), **bad)
+        episodes.Config(Horizon(5, 5), **bad)
 
 
 def test_first_order_leaves_out_second_derivatives():
     """One SGD step on a quadratic: the loss after two steps with and without d grad / d params."""
-    task, optimizer = Quadratic(dim=3), optimizers.build("hand", rule="sgd", learning_rate=0.1)
+    task, optimizer = Quadratic(dim=3), families.build("hand", rule="sgd", learning_rate=0.1)
     theta = optimizer.init(jax.random.key(0))
-    config = lambda first_order: supervised.Config(Horizon(5, 5), objective="linear", first_order=first_order)
+    config = lambda first_order: episodes.Config(Horizon(5, 5), objective="linear", first_order=first_order)
 
     def loss(theta, first_order):
-        problem = supervised.build(optimizer, task, config(first_order))
+        problem = episodes.build(optimizer, task, config(first_order))
         episode = problem.reset(theta, jax.random.key(1), 0)
         episode, _ = problem.step(theta, episode)
         return problem.step(theta, episode)[1]
 
-    episode = supervised.build(optimizer, task, config(False)).reset(theta, jax.random.key(1), 0)
+    episode = episodes.build(optimizer, task, config(False)).reset(theta, jax.random.key(1), 0)
     (hessian, optimum), first = episode.problem.task_params, episode.problem.first_loss
     hessian, rate, gap = hessian / 3, 0.1, episode.inner.params["x"] - optimum
     once = gap - rate * hessian @ gap
@@ -128,10 +128,10 @@ def test_first_order_leaves_out_second_derivatives():
 
 def test_a_state_is_measured_on_fresh_batches_of_the_split():
     """Noisy training loss, noiseless validation: ten fresh batches of the latter are exact."""
-    task, optimizer = Quadratic(dim=3, noise=0.05), optimizers.build("hand")
-    problem = supervised.build(optimizer, task, supervised.Config(Horizon(5, 5), objective="linear"))
+    task, optimizer = Quadratic(dim=3, noise=0.05), families.build("hand")
+    problem = episodes.build(optimizer, task, episodes.Config(Horizon(5, 5), objective="linear"))
     episode = problem.reset(optimizer.init(jax.random.key(0)), jax.random.key(1), 0)
     np.testing.assert_allclose(problem.final(episode), 1.0, rtol=1e-6)  # relative to the start
-    noisy = supervised.build(optimizer, task, supervised.Config(Horizon(5, 5), split="train", objective="linear"))
+    noisy = episodes.build(optimizer, task, episodes.Config(Horizon(5, 5), split="train", objective="linear"))
     values = [noisy.final(episode._replace(step=jnp.int32(s))) for s in range(3)]
     assert len({float(v) for v in values}) == 3  # every step its own batches

@@ -10,15 +10,16 @@ import types
 import numpy as np
 import pytest
 
-from meta_train import cli, mirrors, run
-from meta_train.log import Log
+from meta_train import cli
+from meta_train.run import directory, mirrors
+from meta_train.run.log import Log
 from tests.meta_train.test_run import TINY
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    (tmp_path / "config.json").write_text(json.dumps(run.recipe_json(TINY)))
+    (tmp_path / "config.json").write_text(json.dumps(directory.recipe_json(TINY)))
     return tmp_path
 
 
@@ -121,8 +122,8 @@ def test_a_wandb_that_breaks_is_one_warning(folder, monkeypatch, capsys, place):
 
 def test_a_run_survives_a_wandb_that_breaks(tmp_path, monkeypatch, capsys):
     fake_wandb(monkeypatch, "log")
-    run.start(TINY, folder := tmp_path / "run", "wandb")
-    assert run.read_theta(folder)[1] == TINY.outer_steps
+    directory.start(TINY, folder := tmp_path / "run", "wandb")
+    assert directory.read_theta(folder)[1] == TINY.outer_steps
     assert capsys.readouterr().out.count("warning: wandb failed") == 1
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from meta_train import devices, outer
+from meta_train import outer
 from meta_train.estimators import ESTIMATORS
 from meta_train.estimators.samples import Config
+from meta_train.parallel import devices
 from metaopt.core import Estimator
 from metaopt.errors import UserError
 from tests.meta_train.problems import THETA, linear_system, mean_loss

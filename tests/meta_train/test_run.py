@@ -13,12 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-from meta_train import devices, preempt, run
 from meta_train import recipe as recipes
-from meta_train.inner import supervised
-from meta_train.log import Log
+from meta_train.inner import episodes
+from meta_train.parallel import devices
 from meta_train.recipe import Recipe
-from meta_train.state import StateStore
+from meta_train.run import directory, preempt
+from meta_train.run.log import Log
+from meta_train.run.state import StateStore
 from metaopt.errors import UserError
 
 SMALL = [
@@ -68,7 +69,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_theta(tmp_path):
     resumed = train("--resume", killed)
     output, _ = resumed.communicate(timeout=200)
     assert resumed.returncode == 0 and "resumed" in output, output
-    (ours, step), (theirs, other) = run.read_theta(killed), run.read_theta(whole)
+    (ours, step), (theirs, other) = directory.read_theta(killed), directory.read_theta(whole)
     assert step == other == 600
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert steps(killed) == steps(whole) == list(range(1, 601))  # every row once
@@ -90,61 +91,61 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert run.start(TINY, folder)
+    assert directory.start(TINY, folder)
     return folder
 
 
 def test_what_a_run_leaves_behind(finished):
-    assert run.read_recipe(finished) == TINY
+    assert directory.read_recipe(finished) == TINY
     rows = [json.loads(row) for row in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert {"meta_loss", "grad_norm", "problem_0/frac_dead", "problem_0/frac_capped"} <= set(rows[0])
-    theta, step = run.read_theta(finished)
+    theta, step = directory.read_theta(finished)
     assert step == 4
     np.testing.assert_allclose(rows[-1]["theta/log_learning_rate"], theta["log_learning_rate"], rtol=1e-5)  # six digits
 
 
 def test_resuming_a_finished_run_changes_nothing(finished):
-    before = run.read_theta(finished)[0]
-    run.resume(finished)
-    jax.tree.map(np.testing.assert_array_equal, run.read_theta(finished)[0], before)
+    before = directory.read_theta(finished)[0]
+    directory.resume(finished)
+    jax.tree.map(np.testing.assert_array_equal, directory.read_theta(finished)[0], before)
     assert steps(finished) == [1, 2, 3, 4]
 
 
 def test_another_recipe_is_not_resumed(finished):
     with pytest.raises(UserError, match=r"another recipe: sigma=0.01 \(asked for 0.5\)"):
-        run.resume(finished, recipes.override(TINY, ["sigma=0.5"]))
+        directory.resume(finished, recipes.override(TINY, ["sigma=0.5"]))
 
 
 def test_a_run_is_not_started_on_top_of_another(finished):
     with pytest.raises(UserError, match="not empty: continue it with --resume"):
-        run.start(TINY, finished)
+        directory.start(TINY, finished)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="not empty: choose another"):
-        run.start(TINY, tmp_path)
+        directory.start(TINY, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_an_empty_folder_is_no_run(tmp_path):
     with pytest.raises(UserError, match="holds no run: config.json is missing"):
-        run.resume(tmp_path)
+        directory.resume(tmp_path)
 
 
 def test_a_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json is damaged"):
-        run.resume(tmp_path)
+        directory.resume(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write to run directory .*file/run: Not a directory"):
-        run.start(TINY, tmp_path / "file" / "run")
+        directory.start(TINY, tmp_path / "file" / "run")
     with pytest.raises(UserError, match="file is a file: choose another"):
-        run.start(TINY, tmp_path / "file")
+        directory.start(TINY, tmp_path / "file")
 
 
 @pytest.mark.parametrize("name", ["owner", "REQUEUE"])
@@ -152,16 +153,16 @@ def test_a_run_that_cannot_be_taken_is_named(tmp_path, finished, name):
     shutil.copytree(finished, folder := tmp_path / "run")
     (folder / name / "in the way").mkdir(parents=True)  # what cannot be written, whoever asks
     with pytest.raises(UserError, match="cannot write to run directory .*: Is a directory"):
-        run.resume(folder)
-    assert run.read_theta(folder)[1] == 4
+        directory.resume(folder)
+    assert directory.read_theta(folder)[1] == 4
 
 
 def test_a_read_only_folder_is_refused(tmp_path, monkeypatch):
     # Asked of the system, not tried by chmod: root may write anywhere.
-    (tmp_path / "config.json").write_text(json.dumps(run.recipe_json(TINY)))
+    (tmp_path / "config.json").write_text(json.dumps(directory.recipe_json(TINY)))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match="permission denied"):
-        run.resume(tmp_path)
+        directory.resume(tmp_path)
 
 
 def test_a_full_disk_is_named_and_the_saved_state_survives(tmp_path, monkeypatch):
@@ -178,14 +179,14 @@ def test_a_full_disk_is_named_and_the_saved_state_survives(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(ocp.CheckpointManager, "save", full)
         with pytest.raises(UserError, match="No space left on device; free some space .* --resume"):
-            run.start(TINY, folder)
-    assert run.read_theta(folder)[1] == 2
-    run.resume(folder)
-    assert run.read_theta(folder)[1] == 4 and steps(folder) == [1, 2, 3, 4]
+            directory.start(TINY, folder)
+    assert directory.read_theta(folder)[1] == 2
+    directory.resume(folder)
+    assert directory.read_theta(folder)[1] == 4 and steps(folder) == [1, 2, 3, 4]
 
 
 def assert_same_theta(folder, other):
-    jax.tree.map(np.testing.assert_array_equal, run.read_theta(folder), run.read_theta(other))
+    jax.tree.map(np.testing.assert_array_equal, directory.read_theta(folder), directory.read_theta(other))
 
 
 def damage(step_folder, fault):
@@ -206,7 +207,7 @@ def damage(step_folder, fault):
 def test_a_damaged_state_is_skipped_and_made_again(tmp_path, capsys, finished, fault, said):
     shutil.copytree(finished, folder := tmp_path / "run")
     damage(folder / "state" / "4", fault)
-    run.resume(folder)
+    directory.resume(folder)
     out = capsys.readouterr().out
     assert "warning: skipped outer step 4 of " in out and said in out and "at outer step 2" in out
     assert_same_theta(folder, finished)
@@ -218,23 +219,23 @@ def test_a_run_of_which_nothing_is_whole_is_not_begun_again(tmp_path, finished):
     for step in (2, 4):
         damage(folder / "state" / str(step), "missing")
     with pytest.raises(UserError, match="holds no state that is whole .*outer step 4: .* is missing"):
-        run.resume(folder)
+        directory.resume(folder)
     assert steps(folder) == [1, 2, 3, 4] and (folder / "state" / "4").exists()
 
 
 def test_a_saved_step_is_read_by_name_and_a_damaged_one_is_named(tmp_path, finished):
     shutil.copytree(finished, folder := tmp_path / "run")
-    assert run.read_theta(folder, 2)[1] == 2
+    assert directory.read_theta(folder, 2)[1] == 2
     with pytest.raises(UserError, match=r"no saved outer step 3: there are \[2, 4\]"):
-        run.read_theta(folder, 3)
+        directory.read_theta(folder, 3)
     damage(folder / "state" / "4", "flipped")
     with pytest.raises(UserError, match="outer step 4 of .* is damaged: .* has changed"):
-        run.read_theta(folder, 4)
-    assert run.read_theta(folder)[1] == 2
+        directory.read_theta(folder, 4)
+    assert directory.read_theta(folder)[1] == 2
 
 
 def test_the_best_and_the_two_latest_states_are_kept(tmp_path):
-    store, state = StateStore(tmp_path), run.compile_recipe(TINY, devices.mesh()).init()
+    store, state = StateStore(tmp_path), directory.compile_recipe(TINY, devices.mesh()).init()
     for step, loss in enumerate([3.0, 1.0, 2.0, float("nan"), 4.0]):
         store.save(state.replace(step=state.step + step), loss)
     assert sorted(int(p.name) for p in (tmp_path / "state").iterdir()) == [1, 3, 4]
@@ -252,28 +253,28 @@ def test_rows_behind_the_resume_point_are_dropped_and_nan_is_null(tmp_path):
     assert [(row["step"], row["meta_loss"]) for row in rows] == [(1, 1.0), (2, None)]
 
 
-EXPLOSIVE = Recipe(**(run.recipe_json(TINY) | {"settings": {"rule": "sgd", "learning_rate": 1e30}}))
+EXPLOSIVE = Recipe(**(directory.recipe_json(TINY) | {"settings": {"rule": "sgd", "learning_rate": 1e30}}))
 
 
 def test_a_run_in_which_every_member_diverges_counts_them_and_keeps_theta_finite(tmp_path):
-    run.start(EXPLOSIVE, folder := tmp_path / "run")
-    assert np.isfinite(run.read_theta(folder)[0]["log_learning_rate"])
+    directory.start(EXPLOSIVE, folder := tmp_path / "run")
+    assert np.isfinite(directory.read_theta(folder)[0]["log_learning_rate"])
     rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["problem_0/frac_capped"] > 0.5
 
 
 def test_a_run_without_a_usable_gradient_says_so_and_leaves_theta_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(supervised, "WORST", float("inf"))  # nothing is capped: every difference is NaN
-    run.start(EXPLOSIVE, folder := tmp_path / "run")
+    monkeypatch.setattr(episodes, "WORST", float("inf"))  # nothing is capped: every difference is NaN
+    directory.start(EXPLOSIVE, folder := tmp_path / "run")
     assert "no usable meta-gradient up to outer step 4" in capsys.readouterr().out
     fresh = EXPLOSIVE.learned_optimizer().init(jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, run.read_theta(folder)[0], fresh)
+    jax.tree.map(np.testing.assert_array_equal, directory.read_theta(folder)[0], fresh)
 
 
 def test_what_a_killed_start_left_is_no_run(tmp_path):
     (tmp_path / "config.json.tmp").write_text("{")
-    assert run.start(TINY, tmp_path)
-    assert run.read_recipe(tmp_path) == TINY
+    assert directory.start(TINY, tmp_path)
+    assert directory.read_recipe(tmp_path) == TINY
 
 
 def test_what_a_killed_first_save_left_is_no_state(tmp_path, capsys, finished):
@@ -281,7 +282,7 @@ def test_what_a_killed_first_save_left_is_no_state(tmp_path, capsys, finished):
     shutil.rmtree(folder / "state" / "4")
     (folder / "state" / "2" / "SHA256SUMS").write_text("")  # a node that crashes may leave it empty
     (folder / "state" / "6.orbax-checkpoint-tmp").mkdir()
-    run.resume(folder)
+    directory.resume(folder)
     assert "skipped outer step 2 of" in capsys.readouterr().out
     assert_same_theta(folder, finished)
     assert sorted(path.name for path in (folder / "state").iterdir()) == ["2", "4"]
@@ -291,8 +292,8 @@ def test_a_run_is_begun_in_an_empty_folder_wherever_it_is(tmp_path, monkeypatch)
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     monkeypatch.chdir(tmp_path / "link")
-    assert run.start(TINY, Path("."))
-    assert run.read_theta(tmp_path / "folder")[1] == 4
+    assert directory.start(TINY, Path("."))
+    assert directory.read_theta(tmp_path / "folder")[1] == 4
 
 
 def test_a_damaged_row_and_all_behind_it_are_dropped(tmp_path):
@@ -303,7 +304,7 @@ def test_a_damaged_row_and_all_behind_it_are_dropped(tmp_path):
 
 
 def test_every_life_keeps_three_states_at_most(tmp_path):
-    state = run.compile_recipe(TINY, devices.mesh()).init()
+    state = directory.compile_recipe(TINY, devices.mesh()).init()
     for life in range(3):
         store = StateStore(tmp_path)
         for step, loss in enumerate([2.0, 1.0 + life, 3.0, 4.0], 4 * life):

@@ -6,8 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from meta_train import cli, run, schedule_study
+from meta_train import cli
 from meta_train import recipe as recipes
+from meta_train.run import directory
+from meta_train.studies import schedule
 from metaopt.errors import UserError
 
 TINY = dataclasses.replace(
@@ -26,14 +28,14 @@ TINY = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    run.start(TINY, folder := tmp_path_factory.mktemp("runs") / "learned")
+    directory.start(TINY, folder := tmp_path_factory.mktemp("runs") / "learned")
     return folder
 
 
 def test_the_study_writes_what_it_measured(learned, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(schedule_study, "RATES", (1e-3, 1e-1, 1e4))
-    monkeypatch.setattr(schedule_study, "DECAYS", (0.0, 3.0))
-    monkeypatch.setattr(schedule_study, "POINTS", 4)
+    monkeypatch.setattr(schedule, "RATES", (1e-3, 1e-1, 1e4))
+    monkeypatch.setattr(schedule, "DECAYS", (0.0, 3.0))
+    monkeypatch.setattr(schedule, "POINTS", 4)
     # As many seeds as the tuning has: one program for both.
     assert cli.main(["schedule-study", str(learned), "--seeds", "3", "--out", str(tmp_path / "study")]) == 0
     assert "best of the grid" in capsys.readouterr().out
@@ -46,7 +48,7 @@ def test_the_study_writes_what_it_measured(learned, tmp_path, monkeypatch, capsy
     np.testing.assert_allclose((best["decay"], best["learning_rate"][0]), ((0.0, 3.0)[decay], (1e-3, 1e-1)[rate]), 1e-5)
     # What was spent: pairs of members for windows, and tuning seeds for points.
     assert ours["inner_steps"] == 4 * 2 * 8 * 10 and best["inner_steps"] == 6 * 3 * 20
-    theta, _ = run.read_theta(learned)
+    theta, _ = directory.read_theta(learned)
     expected = np.exp(theta["log_learning_rate"]) / (1 + np.array(result["steps"]) / 200) ** float(theta["decay"])
     np.testing.assert_allclose(ours["learning_rate"], expected, rtol=1e-4)  # five digits are written
     np.testing.assert_allclose(result["paths"]["learned"][-1], (expected[0], theta["decay"]), rtol=1e-4)
@@ -67,6 +69,6 @@ def test_the_study_writes_what_it_measured(learned, tmp_path, monkeypatch, capsy
 def test_runs_that_cannot_be_compared_are_named(learned, tmp_path, changes, message):
     other = tmp_path / ("other" if changes else "learned")
     other.mkdir()
-    (other / "config.json").write_text(json.dumps(run.recipe_json(dataclasses.replace(TINY, **changes))))
+    (other / "config.json").write_text(json.dumps(directory.recipe_json(dataclasses.replace(TINY, **changes))))
     with pytest.raises(UserError, match=message):
-        schedule_study.write([learned, other], tmp_path / "study")
+        schedule.write([learned, other], tmp_path / "study")

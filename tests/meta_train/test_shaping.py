@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from meta_train import devices
 from meta_train.estimators import shaping
+from meta_train.parallel import devices
 
 SIGMA = 0.5
 LOSSES = np.array([[1.0, 3.0], [2.0, 2.0], [7.0, 0.0], [4.0, 9.0]], np.float32)
@@ -34,11 +34,11 @@ def test_factors_by_hand(num_devices):
     # In order 0 1 2 2 3 4 7 9, the two equal ones share the middle of their places.
     ranks = np.array([[1, 4], [2.5, 2.5], [6, 0], [5, 7]]) / 7 - 0.5
     np.testing.assert_allclose(factors("rank", num_devices=num_devices), (ranks[:, 0] - ranks[:, 1]) / unit, rtol=1e-6)
-    normalised = difference / (2 * SIGMA * LOSSES.std())
-    np.testing.assert_allclose(factors("normalised", num_devices=num_devices), normalised, rtol=1e-6)
+    normalized = difference / (2 * SIGMA * LOSSES.std())
+    np.testing.assert_allclose(factors("normalized", num_devices=num_devices), normalized, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["rank", "normalised"])
+@pytest.mark.parametrize("name", ["rank", "normalized"])
 def test_a_sample_that_does_not_count_does_not_move_the_others(name):
     broken = LOSSES.copy()
     broken[1] = np.nan
@@ -50,7 +50,7 @@ def test_a_sample_that_does_not_count_does_not_move_the_others(name):
     np.testing.assert_allclose(shaped[kept], scale * alone, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name, change", [("rank", np.exp), ("sign", np.exp), ("normalised", lambda x: 10 * x + 3)])
+@pytest.mark.parametrize("name, change", [("rank", np.exp), ("sign", np.exp), ("normalized", lambda x: 10 * x + 3)])
 def test_what_each_is_blind_to(name, change):
     np.testing.assert_allclose(factors(name), factors(name, change(LOSSES).astype(np.float32)), rtol=1e-5, atol=1e-6)
 

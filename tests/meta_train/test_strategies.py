@@ -10,9 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from meta_train import devices, outer, run, strategies
+from meta_train import outer, strategies
 from meta_train import recipe as recipes
+from meta_train.parallel import devices
 from meta_train.recipe import Recipe
+from meta_train.run import directory
 from meta_train.strategies import STRATEGIES, Config, fitness
 from metaopt.core import Episode, InnerProblem
 from metaopt.errors import UserError
@@ -80,7 +82,7 @@ def test_open_es_is_antithetic_evolution_strategies():
     """g = mean over pairs of e (L+ - L-) / (2 sigma^2), from the very population that it asked for."""
     from evosax.algorithms import Open_ES
 
-    state, chunk = begin("open_es", [linear_system(HORIZON)], optax.sgd(0.5), normalise="none")
+    state, chunk = begin("open_es", [linear_system(HORIZON)], optax.sgd(0.5), normalize="none")
     key, search = state.opt_state
     algorithm = Open_ES(MEMBERS, THETA)
     key = jax.random.fold_in(jax.random.fold_in(key, 0), strategies.ASK)
@@ -104,13 +106,13 @@ def last_loss(theta):
 
 
 @pytest.mark.parametrize(
-    "name, normalise, combine",
+    "name, normalize, combine",
     [("noise_reuse_es", "none", "mean"), ("persistent_es", "zscore", "mean"), ("persistent_es", "none", "last")],
 )
-def test_windows_of_an_episode_add_up_to_the_true_gradient(name, normalise, combine):
+def test_windows_of_an_episode_add_up_to_the_true_gradient(name, normalize, combine):
     """As for our own PES and ES-Single; with a single column zscore takes away no more than a mean."""
     num_windows = HORIZON // WINDOW
-    changes = {"population": 40_000, "normalise": normalise, "combine": combine}
+    changes = {"population": 40_000, "normalize": normalize, "combine": combine}
     state, chunk = begin(name, [linear_system(HORIZON)], TAPE, length=num_windows, **changes)
     state, _ = chunk(state)
     search = state.opt_state.state
@@ -134,7 +136,7 @@ def stateless(loss):
 
 def test_members_run_the_same_episodes_and_a_step_runs_others():
     noise = stateless(lambda theta, key: jax.random.normal(key))
-    state, chunk = begin("noise_reuse_es", [noise], optax.sgd(1.0), length=6, num_samples=2, normalise="none")
+    state, chunk = begin("noise_reuse_es", [noise], optax.sgd(1.0), length=6, num_samples=2, normalize="none")
     state, metrics = chunk(state)
     # Members on episodes of their own would move theta by about 1 / (sigma sqrt(members)) = 2.5 a step.
     np.testing.assert_allclose(state.theta, THETA, atol=1e-5)
@@ -150,7 +152,7 @@ def test_a_member_that_is_not_finite_counts_as_the_worst_of_its_column():
     np.testing.assert_allclose(fitness.combine(kept, usable, "none"), [4, 4, 5, 4])
 
 
-def test_normalisations():
+def test_normalizations():
     losses, usable = jnp.array([[1.0, 7.0], [3.0, 7.0], [3.0, 7.0], [9.0, 7.0]]), jnp.array([True, False])
     combine = lambda name: fitness.combine(losses, usable, name)
     np.testing.assert_allclose(combine("none"), [1, 3, 3, 9])
@@ -188,7 +190,7 @@ def test_a_badly_scaled_problem_does_not_decide_alone():
     """
     squared = lambda goal, scale: stateless(lambda theta, key: scale * jnp.sum((theta - jnp.array(goal)) ** 2))
     problems = [squared([1.0, 0.0], 1.0), squared([0.0, 1.0], 1e4)]
-    state, chunk = begin("snes", problems, optax.identity(), length=100, normalise="zscore")
+    state, chunk = begin("snes", problems, optax.identity(), length=100, normalize="zscore")
     theta = chunk(state)[0].theta
     # Anywhere between the two: what one gains the other loses, in units of its own spread.
     np.testing.assert_allclose(jnp.sum(theta), 1.0, atol=0.02)
@@ -257,7 +259,7 @@ def test_a_run_that_is_cut_off_ends_with_the_same_theta(tmp_path, monkeypatch):
     import orbax.checkpoint as ocp
 
     whole, cut, save = tmp_path / "whole", tmp_path / "cut", ocp.CheckpointManager.save
-    run.start(TINY, whole)
+    directory.start(TINY, whole)
 
     def full(self, step, *args, **kwargs):
         if step >= 4:
@@ -267,10 +269,10 @@ def test_a_run_that_is_cut_off_ends_with_the_same_theta(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ocp.CheckpointManager, "save", full)
         with pytest.raises(UserError, match="No space left"):
-            run.start(TINY, cut)
+            directory.start(TINY, cut)
     assert (cut / "state" / "2").exists() and not (cut / "state" / "4").exists()
-    run.resume(cut)
-    (ours, step), (theirs, other) = run.read_theta(cut), run.read_theta(whole)
+    directory.resume(cut)
+    (ours, step), (theirs, other) = directory.read_theta(cut), directory.read_theta(whole)
     assert step == other == 4
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     jax.tree.map(lambda x, y: np.testing.assert_array_less(0, np.abs(x - y)), ours, TINY.learned_optimizer().init(None))
@@ -284,7 +286,7 @@ def test_a_run_that_is_cut_off_ends_with_the_same_theta(tmp_path, monkeypatch):
     "changes, message",
     [
         (["strategy=cma"], "unknown strategy 'cma'; did you mean 'cma_es'?"),
-        (["strategy=open_es", "normalise=z"], "unknown normalisation 'z'"),
+        (["strategy=open_es", "normalize=z"], "unknown normalization 'z'"),
         (["strategy=open_es", "population=7"], "population must be even and at least 4, got 7"),
         (["strategy=cma_es", "population=2"], "population must be even and at least 4, got 2"),
         (["strategy=snes", "sigma=0"], "a strategy needs a sigma above 0"),

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from meta_train import cli, commands, run, submit, sweep
+from meta_train import cli
 from meta_train import recipe as recipes
+from meta_train.cli import commands
+from meta_train.cluster import submit, sweep
+from meta_train.run import directory
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +70,7 @@ def test_the_scripts_are_there():
 def begin(folder: Path, *settings: str) -> None:
     folder.mkdir(parents=True)
     recipe = recipes.override(recipes.find("quadratics"), list(settings))
-    (folder / "config.json").write_text(json.dumps(run.recipe_json(recipe)))
+    (folder / "config.json").write_text(json.dumps(directory.recipe_json(recipe)))
 
 
 def test_a_run_is_continued(capsys):

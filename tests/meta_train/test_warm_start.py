@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meta_train import export, recipe, run, warm_start
-from metaopt import checkpoint, optimizers
+from meta_train import recipe, warm_start
+from meta_train.run import directory, export
+from metaopt import checkpoint, families
 from metaopt.errors import UserError
 
 SETTINGS = {"hidden": 2, "schedule": True}
@@ -20,7 +21,7 @@ SETTINGS = {"hidden": 2, "schedule": True}
 def begun(tmp_path, monkeypatch):
     """A checkpoint "first" with known cost, and a short recipe that trains only its schedule."""
     monkeypatch.setenv("METAOPT_CHECKPOINTS", str(tmp_path))
-    theta = optimizers.build("small_fc", **SETTINGS).init(jax.random.key(3))
+    theta = families.build("small_fc", **SETTINGS).init(jax.random.key(3))
     cost = {"outer_steps": 7, "inner_steps": 70, "hours": 0.5}
     about = {"recipe": {"seed": 3}, "cost": cost, "meta_trained_on": [{"family": "mlp"}]}
     checkpoint.save("first", "small_fc", SETTINGS, theta, **about)
@@ -31,8 +32,8 @@ def begun(tmp_path, monkeypatch):
 
 def test_only_the_chosen_entry_moves_and_the_export_is_whole(begun, tmp_path):
     theta, second = begun
-    run.start(second, directory := tmp_path / "run")
-    export.export(directory, "second")
+    directory.start(second, folder := tmp_path / "run")
+    export.export(folder, "second")
     new = checkpoint.read("second")
     jax.tree.map(np.testing.assert_array_equal, new.theta["network"], theta["network"])
     assert np.abs(new.theta["schedule"]).max() > 1e-4
@@ -40,26 +41,26 @@ def test_only_the_chosen_entry_moves_and_the_export_is_whole(begun, tmp_path):
     assert new.manifest["cost"]["inner_steps"] == 70 + 20 * 2 * 8 * 10
     assert new.manifest["started_from"]["recipe"] == {"seed": 3}
     assert [traits["family"] for traits in new.manifest["meta_trained_on"]] == ["mlp", "quadratic"]
-    path = directory / run.START / checkpoint.MANIFEST
+    path = folder / directory.START / checkpoint.MANIFEST
     first = json.loads(path.read_text())
     del first["meta_trained_on"]  # as in imported weights
     path.write_text(json.dumps(first))
-    assert "meta_trained_on" not in checkpoint.read(export.export(directory, "third")).manifest
+    assert "meta_trained_on" not in checkpoint.read(export.export(folder, "third")).manifest
 
 
 def test_a_run_keeps_what_it_began_from(begun, tmp_path):
     theta, second = begun
-    run.start(second, directory := tmp_path / "run")
-    before, _ = run.read_theta(directory)
+    directory.start(second, folder := tmp_path / "run")
+    before, _ = directory.read_theta(folder)
     other = jax.tree.map(lambda t: t + 1.0, theta)
     checkpoint.save("other", "small_fc", SETTINGS, other)
     shutil.rmtree(tmp_path / "first")
     (tmp_path / "other").rename(tmp_path / "first")
-    jax.tree.map(np.testing.assert_array_equal, run.read_theta(directory)[0], before)
+    jax.tree.map(np.testing.assert_array_equal, directory.read_theta(folder)[0], before)
 
 
 def test_binding_a_part_is_binding_the_whole():
-    optimizer = optimizers.build("small_fc", **SETTINGS)
+    optimizer = families.build("small_fc", **SETTINGS)
     theta = optimizer.init(jax.random.key(0))
     part = warm_start.begin_from(optimizer, theta, ["schedule"])
     assert set(part.init(jax.random.key(1))) == {"schedule"}
@@ -74,7 +75,7 @@ def test_binding_a_part_is_binding_the_whole():
 def test_an_unknown_entry_is_named():
     theta = {"schedule": jnp.zeros(2)}
     with pytest.raises(UserError, match="did you mean 'schedule'"):
-        warm_start.begin_from(optimizers.build("small_fc"), theta, ["shedule"])
+        warm_start.begin_from(families.build("small_fc"), theta, ["shedule"])
 
 
 def test_a_checkpoint_that_cannot_be_copied_is_named_and_the_run_goes_on_later(begun, tmp_path, monkeypatch):
@@ -86,13 +87,13 @@ def test_a_checkpoint_that_cannot_be_copied_is_named_and_the_run_goes_on_later(b
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copytree", full)
         with pytest.raises(UserError, match="cannot copy checkpoint first to .*No space left .* --resume"):
-            run.start(second, tmp_path / "run")
-    assert run.resume(tmp_path / "run")
+            directory.start(second, tmp_path / "run")
+    assert directory.resume(tmp_path / "run")
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused_before_anything_is_written(begun, tmp_path):
     _, second = begun
     other = dataclasses.replace(second, settings={"hidden": 3, "schedule": True})
     with pytest.raises(UserError, match="checkpoint first is small_fc"):
-        run.start(other, tmp_path / "run")
+        directory.start(other, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ import pytest
 from flax.training.train_state import TrainState
 
 import metaopt
-from metaopt import checkpoint, optimizers
+from metaopt import checkpoint, families
 from metaopt.errors import UserError
 
 SETTINGS = {"hidden": 8, "schedule": True}
@@ -21,7 +21,7 @@ SETTINGS = {"hidden": 8, "schedule": True}
 def folder(tmp_path, monkeypatch):
     """A checkpoint named "mine" in a METAOPT_CHECKPOINTS of its own."""
     monkeypatch.setenv("METAOPT_CHECKPOINTS", str(tmp_path))
-    theta = optimizers.build("small_fc", **SETTINGS).init(jax.random.key(5))
+    theta = families.build("small_fc", **SETTINGS).init(jax.random.key(5))
     return checkpoint.save("mine", "small_fc", SETTINGS, theta, meta_trained_on=[])
 
 
@@ -32,13 +32,13 @@ def edit(folder, **changes):
 
 
 def test_what_is_saved_comes_back_bit_for_bit(folder):
-    theta = optimizers.build("small_fc", **SETTINGS).init(jax.random.key(5))
+    theta = families.build("small_fc", **SETTINGS).init(jax.random.key(5))
     jax.tree.map(np.testing.assert_array_equal, checkpoint.read("mine").theta, theta)
     jax.tree.map(np.testing.assert_array_equal, checkpoint.read(folder).theta, theta)  # by path
 
 
 def test_transposed_arrays_come_back_transposed(tmp_path):
-    theta = jax.tree.map(np.asfortranarray, optimizers.build("mlp").init(jax.random.key(0)))
+    theta = jax.tree.map(np.asfortranarray, families.build("mlp").init(jax.random.key(0)))
     saved = checkpoint.read(checkpoint.save(tmp_path / "a" / "mlp", "mlp", {}, theta))
     jax.tree.map(np.testing.assert_array_equal, saved.theta, theta)
 
@@ -145,7 +145,7 @@ def test_missing_weights_are_found(folder):
 
 
 def test_theta_that_is_not_finite_is_not_written(tmp_path):
-    theta = optimizers.build("mlp").init(jax.random.key(0))
+    theta = families.build("mlp").init(jax.random.key(0))
     theta["network"]["b1"] = theta["network"]["b1"].at[3].set(jnp.nan)
     with pytest.raises(UserError, match="not finite at 'network.b1'"):
         checkpoint.save(tmp_path / "bad" / "one", "mlp", {}, theta)
@@ -155,7 +155,7 @@ def test_theta_that_is_not_finite_is_not_written(tmp_path):
 def test_a_folder_of_something_else_is_not_overwritten(tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("years of work")
-    theta = optimizers.build("hand").init(jax.random.key(0))
+    theta = families.build("hand").init(jax.random.key(0))
     with pytest.raises(UserError, match="exists and is not a checkpoint"):
         checkpoint.save(tmp_path / "taken", "hand", {}, theta)
 

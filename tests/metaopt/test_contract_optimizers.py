@@ -15,7 +15,7 @@ from flax.training.train_state import TrainState
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metaopt import optimizers
+from metaopt import families
 
 VARIANTS = [
     ("hand", {"rule": "adamw", "schedule_knots": 3}),
@@ -26,7 +26,7 @@ VARIANTS = [
     ("l2o_pa", {"heads": "p,a,b1,b2", "norm": "softplus", "l1": 0.1}),
     ("small_fc", {"hidden": 8, "schedule": True, "relative": True}),
 ]
-CASES = [(family, {}) for family in sorted(optimizers.FAMILIES)] + VARIANTS
+CASES = [(family, {}) for family in sorted(families.FAMILIES)] + VARIANTS
 NUM_STEPS = 10
 
 
@@ -35,7 +35,7 @@ def built(index: int, num_tensors: int = 3):
     family, settings = CASES[index]
     if "num_tensors" in settings:
         settings = settings | {"num_tensors": num_tensors}
-    optimizer = optimizers.build(family, **settings)
+    optimizer = families.build(family, **settings)
     return optimizer, optimizer.init(jax.random.key(0))
 
 

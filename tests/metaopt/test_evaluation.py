@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from metaopt.errors import UserError
-from metaopt.evaluation import baselines, compare, heldout, report, statistics, summary, targets
+from metaopt.evaluation import compare, heldout, report, statistics, summary, targets
 from metaopt.evaluation.run import trainer
+from metaopt.optimizers import baselines
 from tasks.quadratic import Quadratic
 
 TASK = Quadratic(dim=3, condition=10.0)
@@ -68,7 +69,7 @@ def test_a_diverged_run_is_kept_and_counted():
         compare.learned("bad", lambda n: optax.sgd(1e6)),
     ]
     rows = json.loads(json.dumps(list(compare.compare(TASK, entrants, SETTINGS))))
-    cells = summary.summarise(rows, "good", SETTINGS.num_steps)[("quadratic", 0)]
+    cells = summary.summarize(rows, "good", SETTINGS.num_steps)[("quadratic", 0)]
     assert cells["bad"].diverged == cells["bad"].num_seeds == 3 and cells["good"].diverged == 0
     assert cells["bad"].valid[0] == np.inf and np.isinf(cells["bad"].ratios[1.0]).all()
     claims = summary.claims({("quadratic", 0): cells}, "bad", "good")
@@ -89,7 +90,7 @@ def test_ratios_are_against_the_reference_at_the_same_fraction():
         "seed": 0, "diverged": False, "train": valid, "valid": valid, "test": valid[-1],
     }  # fmt: skip
     rows = [row("ref", [8.0, 4.0, 3.0, 2.0, 1.0]), row("fast", [8.0, 1.0, 0.5, 0.5, 0.5])]
-    cells = summary.summarise(rows, "ref", 400)[("t", 0)]
+    cells = summary.summarize(rows, "ref", 400)[("t", 0)]
     assert cells["fast"].ratios[0.25] == [1.0] and cells["fast"].ratios[1.0] == [0.25]
     assert cells["ref"].ratios[1.0] == [1.0]
 

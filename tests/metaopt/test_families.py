@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt import optimizers
+from metaopt import families
 from metaopt.errors import UserError
-from metaopt.optimizers.parts import accumulators, network, pieces
+from metaopt.nn import mlp
+from metaopt.optimizers.common import accumulators, tiling
 
 PARAMS = {"w": jax.random.normal(jax.random.key(0), (5, 3)), "b": jnp.zeros(3)}
 GRADS = [jax.tree.map(lambda p, k=k: jax.random.normal(jax.random.key(k), p.shape), PARAMS) for k in range(4)]
@@ -32,7 +33,7 @@ def trajectory(tx, num_steps=4):
     ],
 )
 def test_hand_is_the_optax_optimizer_it_names(rule, expected):
-    optimizer = optimizers.build("hand", rule=rule, learning_rate=0.01)
+    optimizer = families.build("hand", rule=rule, learning_rate=0.01)
     ours = trajectory(optimizer.bind(optimizer.init(jax.random.key(0))))
     # exp(log(x)) costs a few units in the last place.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, trajectory(expected))
@@ -40,7 +41,7 @@ def test_hand_is_the_optax_optimizer_it_names(rule, expected):
 
 def rates_of_sgd(num_steps, entries, **settings):
     """The learning rates of six steps, seen in the updates."""
-    optimizer = optimizers.build("hand", rule="sgd", learning_rate=0.1, **settings)
+    optimizer = families.build("hand", rule="sgd", learning_rate=0.1, **settings)
     tx = optimizer.bind(optimizer.init(jax.random.key(0)) | entries, num_steps=num_steps)
     state, rates = tx.init(PARAMS), []
     for _ in range(6):
@@ -71,7 +72,7 @@ def different(optimizer):
 
 @pytest.mark.parametrize("settings", [{"rule": "momentum", "decay_steps": 2}, {"rule": "adamw", "schedule_knots": 2}])
 def test_hand_of_each_tensor_is_the_scalar_optimizer_on_that_tensor_alone(settings):
-    scalar, of_each = optimizers.build("hand", **settings), optimizers.build("hand", num_tensors=2, **settings)
+    scalar, of_each = families.build("hand", **settings), families.build("hand", num_tensors=2, **settings)
     theta = different(of_each)
     together = trajectory(of_each.bind(theta, num_steps=9))
     for i, name in enumerate(sorted(PARAMS)):
@@ -85,7 +86,7 @@ def test_hand_of_each_tensor_is_the_scalar_optimizer_on_that_tensor_alone(settin
 
 @pytest.mark.parametrize("rule", ["sgd", "momentum", "adam", "adamw"])
 def test_hand_with_equal_tensors_is_the_scalar_optimizer(rule):
-    scalar, of_each = (optimizers.build("hand", rule=rule, learning_rate=0.01, num_tensors=n) for n in (0, 2))
+    scalar, of_each = (families.build("hand", rule=rule, learning_rate=0.01, num_tensors=n) for n in (0, 2))
     ours, theirs = (trajectory(o.bind(o.init(jax.random.key(0)))) for o in (of_each, scalar))
     # XLA divides by Adam's bias correction one way for one array, another for several: a unit in the last place.
     same = np.testing.assert_array_equal if rule in ("sgd", "momentum") else np.testing.assert_array_almost_equal_nulp
@@ -93,7 +94,7 @@ def test_hand_with_equal_tensors_is_the_scalar_optimizer(rule):
 
 
 def test_a_tensor_without_a_learning_rate_stays():
-    optimizer = optimizers.build("hand", rule="adamw", num_tensors=2)
+    optimizer = families.build("hand", rule="adamw", num_tensors=2)
     theta = optimizer.init(jax.random.key(0))
     theta["log_learning_rate"] = theta["log_learning_rate"].at[1].set(-jnp.inf)
     after = trajectory(optimizer.bind(theta))
@@ -102,7 +103,7 @@ def test_a_tensor_without_a_learning_rate_stays():
 
 
 def test_the_number_of_tensors_is_checked():
-    optimizer = optimizers.build("hand", num_tensors=3)
+    optimizer = families.build("hand", num_tensors=3)
     with pytest.raises(ValueError, match="for 3 tensors and the parameters are 2: set num_tensors=2, or 0 to share"):
         optimizer.bind(optimizer.init(jax.random.key(0))).init(PARAMS)
 
@@ -110,8 +111,8 @@ def test_the_number_of_tensors_is_checked():
 def test_what_is_fixed_is_not_learned_and_stays_where_it_starts():
     settings = {"rule": "momentum", "learning_rate": 0.01, "momentum": 0.7, "num_tensors": 2}
     fixed, free = (
-        optimizers.build("hand", fixed="log_one_minus_momentum", **settings),
-        optimizers.build("hand", **settings),
+        families.build("hand", fixed="log_one_minus_momentum", **settings),
+        families.build("hand", **settings),
     )
     ours, theirs = fixed.init(jax.random.key(0)), free.init(jax.random.key(0))
     assert set(theirs) - set(ours) == {"log_one_minus_momentum"}
@@ -119,26 +120,26 @@ def test_what_is_fixed_is_not_learned_and_stays_where_it_starts():
 
 
 def test_hand_schedule_needs_num_steps():
-    optimizer = optimizers.build("hand", schedule_knots=2)
+    optimizer = families.build("hand", schedule_knots=2)
     with pytest.raises(ValueError, match="pass num_steps="):
         optimizer.bind(optimizer.init(jax.random.key(0)))
 
 
 def test_unrolled_and_stacked_networks_agree_and_so_do_their_derivatives():
-    weights = network.init(jax.random.key(1), (6, 4, 4, 2))
+    weights = mlp.init(jax.random.key(1), (6, 4, 4, 2))
     shape = (5, 3)
     channels = [jax.random.normal(jax.random.key(i), s) for i, s in enumerate([shape] * 3 + [(5, 1), (1, 3), shape])]
     total = lambda f: lambda w, c: sum(jnp.sum(out**2) for out in f(w, c, shape))
     for order in (lambda f: f, lambda f: jax.grad(f, argnums=(0, 1))):
-        ours = jax.jit(order(total(network._unrolled)))(weights, channels)
-        theirs = jax.jit(order(total(network._stacked)))(weights, channels)
+        ours = jax.jit(order(total(mlp._unrolled)))(weights, channels)
+        theirs = jax.jit(order(total(mlp._stacked)))(weights, channels)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (3, 3, 4, 6), (41,), (40, 1)])
 def test_a_tensor_in_pieces_gets_the_update_of_the_whole(monkeypatch, shape):
     """So do derivatives, of one of them: they take long to compile."""
-    optimizer = optimizers.build("mlp", hidden=4)
+    optimizer = families.build("mlp", hidden=4)
     theta = optimizer.init(jax.random.key(0))
     params, grads = ({"x": jax.random.normal(jax.random.key(k), shape)} for k in (1, 2))
 
@@ -149,7 +150,7 @@ def test_a_tensor_in_pieces_gets_the_update_of_the_whole(monkeypatch, shape):
     total = lambda theta: jnp.sum(update(theta) ** 2)
     both = lambda theta: (update(theta), jax.grad(total)(theta) if shape == (7, 5) else ())
     whole = jax.jit(lambda theta: both(theta))(theta)
-    monkeypatch.setattr(pieces, "LARGEST_ON_CPU", 12)  # leaves a rest in every shape
+    monkeypatch.setattr(tiling, "LARGEST_ON_CPU", 12)  # leaves a rest in every shape
     assert "scan" in str(jax.make_jaxpr(lambda theta: update(theta))(theta))
     cut = jax.jit(lambda theta: both(theta))(theta)
     # Another order of summation.
@@ -157,17 +158,17 @@ def test_a_tensor_in_pieces_gets_the_update_of_the_whole(monkeypatch, shape):
 
 
 def test_relative_steps_follow_the_scale_of_a_tensor():
-    optimizer = optimizers.build("small_fc", relative=True)
+    optimizer = families.build("small_fc", relative=True)
     tx = optimizer.bind(optimizer.init(jax.random.key(0)))
     first = lambda scale: tx.update({"w": GRADS[0]["w"]}, tx.init({"w": PARAMS["w"]}), {"w": scale * PARAMS["w"]})[0][
         "w"
     ]
-    # Features are normalised, so only the unit of the step changes; 1e-5 in the normaliser.
+    # Features are normalized, so only the unit of the step changes; 1e-5 in the normalizer.
     np.testing.assert_allclose(first(10.0), 10.0 * first(1.0), rtol=1e-3)
 
 
 def test_a_schedule_of_zeros_changes_nothing():
-    plain, scheduled = optimizers.build("small_fc"), optimizers.build("small_fc", schedule=True)
+    plain, scheduled = families.build("small_fc"), families.build("small_fc", schedule=True)
     key = jax.random.key(0)
     ours = trajectory(scheduled.bind(scheduled.init(key), num_steps=9))
     jax.tree.map(
@@ -178,7 +179,7 @@ def test_a_schedule_of_zeros_changes_nothing():
 @pytest.mark.parametrize(
     "shape, axes", [((5, 5), (0, 1)), ((4, 3), (1, 0)), ((3, 3, 2, 4), (1, 3)), ((7, 7, 7), (1, 2))]
 )
-def test_factored_axes_break_ties_towards_the_end(shape, axes):
+def test_factored_axes_break_ties_toward_the_end(shape, axes):
     assert accumulators.factored_axes(shape) == axes
 
 
@@ -207,9 +208,9 @@ def test_the_factored_moment_of_a_rank_one_square_is_exact():
 )
 def test_bad_settings_are_named(family, settings, message):
     with pytest.raises(ValueError, match=message):
-        optimizers.build(family, **settings)
+        families.build(family, **settings)
 
 
 def test_errors_of_settings_are_user_errors():
     with pytest.raises(UserError):
-        optimizers.build("nothing")
+        families.build("nothing")

@@ -14,7 +14,7 @@ import safetensors.numpy
 from flax import linen, serialization
 
 import metaopt
-from metaopt import checkpoint, importers, optimizers
+from metaopt import checkpoint, families, importers
 from metaopt.errors import UserError
 from metaopt.importers import files, released
 from tasks import ImageMLP
@@ -124,9 +124,9 @@ def test_celo2_of_jax_and_of_pylo_are_one():
     raw = entries("celo2_theta_seeded.state")
     same(ours.theta["network"]["w2"], raw["ff_mod_stack/~/w2"][:, :1])  # the other outputs are dead
     common = {"hidden": 8, "learning_rate": 1e-3}
-    assert ours.config == common | {"orthogonalise": False, "vectors": "learned"}
+    assert ours.config == common | {"orthogonalize": False, "vectors": "learned"}
     elo = importers.read(sample("celo2mlp_seeded.safetensors"), variant="elo")
-    assert elo.config == common | {"orthogonalise": True, "vectors": "adamw", "weight_decay": 0.1}
+    assert elo.config == common | {"orthogonalize": True, "vectors": "adamw", "weight_decay": 0.1}
     chosen = importers.read(sample("celo2_theta_seeded.state"), variant="elo", learning_rate=0.02, weight_decay=0.0)
     assert chosen.config == elo.config | {"learning_rate": 0.02, "weight_decay": 0.0}
 
@@ -241,7 +241,7 @@ def test_elo_is_the_optimizer_of_pylo(run, name, choice):
     found = importers.read(sample(name), **choice)
     decayed = "weight_decay" in found.config  # Celo2 decays by itself
     around = optax.add_decayed_weights(0.0 if decayed else -0.02 * 0.1)
-    tx = optimizers.build(found.family, **found.config).bind(found.theta)
+    tx = families.build(found.family, **found.config).bind(found.theta)
     with np.load(sample("elo_main.npz")) as data:
         assert celo.replay_trajectory(data, run, optax.chain(optax.clip_by_global_norm(1.0), tx, around)) <= 1
 

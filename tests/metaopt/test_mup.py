@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
-from metaopt import mup, optimizers
+from metaopt import families, mup
 
 
 class Block(nn.Module):
@@ -178,7 +178,7 @@ def one_update(tx):
 
 @pytest.mark.parametrize("name", ["adam", "muLO"])
 def test_every_update_is_multiplied_in_its_dtype(name):
-    learned = optimizers.build("small_fc", hidden=32, step_multiplier=0.01)
+    learned = families.build("small_fc", hidden=32, step_multiplier=0.01)
     tx = optax.adam(0.1) if name == "adam" else learned.bind(learned.init(jax.random.key(0)))
     plain, scaled = one_update(tx), one_update(optax.chain(tx, mup.scale_updates(MULTIPLIERS)))
     for leaf, multiplier in MULTIPLIERS.items():

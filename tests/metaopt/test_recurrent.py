@@ -7,9 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt import optimizers
+from metaopt import families
+from metaopt.nn import gru, lstm
 from metaopt.optimizers import coordinate_lstm, open
-from metaopt.optimizers.parts import gru, lstm, pieces
+from metaopt.optimizers.common import tiling
 
 KEY = jax.random.key(0)
 draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
@@ -71,7 +72,7 @@ def test_rnnprop_reads_what_adam_would_step_by():
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
 def test_rnnprop_does_not_see_the_scale_of_the_gradient(factor):
-    optimizer = optimizers.build("coordinate_lstm", rule="rnnprop")
+    optimizer = families.build("coordinate_lstm", rule="rnnprop")
     tx = optimizer.bind(optimizer.init(KEY))
 
     def third_update(scale):
@@ -96,7 +97,7 @@ def constant_heads(optimizer, *values):
 
 
 def test_constant_coefficients_make_ista_and_fista():
-    optimizer = optimizers.build("l2o_pa", norm="identity", l1=L1, step_size=0.5)
+    optimizer = families.build("l2o_pa", norm="identity", l1=L1, step_size=0.5)
 
     @jax.jit
     def learned(y, state, momentum):
@@ -119,7 +120,7 @@ def test_constant_coefficients_make_ista_and_fista():
 
 
 def test_all_five_coefficients_stand_where_the_paper_has_them():
-    optimizer = optimizers.build("l2o_pa", heads="b2,p,b,a,b1", norm="softplus", scale_p=0.5, scale_a=0.3, l1=L1)
+    optimizer = families.build("l2o_pa", heads="b2,p,b,a,b1", norm="softplus", scale_p=0.5, scale_a=0.3, l1=L1)
     heads = {"b2": -0.01, "p": 0.4, "b": 0.2, "a": -0.3, "b1": 0.02}
     tx = optimizer.bind(constant_heads(optimizer, *heads.values()))
     softplus = lambda name: np.log1p(np.exp(heads[name]))
@@ -136,7 +137,7 @@ def test_all_five_coefficients_stand_where_the_paper_has_them():
 
 
 def test_meta_training_begins_with_a_plain_step_and_full_momentum():
-    optimizer = optimizers.build("l2o_pa", step_size=0.25)
+    optimizer = families.build("l2o_pa", step_size=0.25)
     tx = optimizer.bind(optimizer.init(KEY))
     g, y = draw(1, 4), draw(2, 4)
     first, state = tx.update(g, tx.init(y), y)
@@ -146,14 +147,14 @@ def test_meta_training_begins_with_a_plain_step_and_full_momentum():
 
 
 def test_head_b_asks_for_the_function_it_needs():
-    optimizer = optimizers.build("l2o_pa", heads="p,a,b")
+    optimizer = families.build("l2o_pa", heads="p,a,b")
     tx = optimizer.bind(optimizer.init(KEY))
     with pytest.raises(ValueError, match=r"call update\(grads, state, params, value_fn=f\)"):
         tx.update(jnp.ones(3), tx.init(jnp.ones(3)), jnp.ones(3))
 
 
 def test_meta_gradients_do_not_go_through_what_the_lstm_reads():
-    optimizer = optimizers.build("l2o_pa")
+    optimizer = families.build("l2o_pa")
     theta = jax.tree.map(lambda x: x + 0.5 * draw(x.size, *x.shape), optimizer.init(KEY))
     tx = optimizer.bind(theta)
     update = lambda g: tx.update(g, tx.init(g), jnp.zeros(6))[0]
@@ -168,7 +169,7 @@ def test_meta_gradients_do_not_go_through_what_the_lstm_reads():
     "family, settings", [("coordinate_lstm", {}), ("coordinate_lstm", {"rule": "rnnprop"}), ("l2o_pa", {})]
 )
 def test_every_coordinate_of_every_tensor_is_a_row_of_its_own(family, settings):
-    optimizer = optimizers.build(family, **settings)
+    optimizer = families.build(family, **settings)
     tx = optimizer.bind(jax.tree.map(lambda x: x + 0.1, optimizer.init(KEY)))
     tree = lambda v: {"a": [v[:6].reshape(2, 3), v[6]], "b": (v[7:].reshape(1, 2, 2),)}
     update = jax.jit(tx.update)
@@ -192,7 +193,7 @@ def test_every_coordinate_of_every_tensor_is_a_row_of_its_own(family, settings):
     ],
 )
 def test_a_tensor_in_pieces_is_remembered_and_learned_from_like_the_whole(monkeypatch, family, settings, extra):
-    optimizer = optimizers.build(family, **settings)
+    optimizer = families.build(family, **settings)
     theta = jax.tree.map(lambda x: x + 0.1 * draw(x.size, *x.shape), optimizer.init(KEY))
 
     def two_steps(theta):
@@ -206,7 +207,7 @@ def test_a_tensor_in_pieces_is_remembered_and_learned_from_like_the_whole(monkey
 
     run = lambda: jax.jit(jax.value_and_grad(lambda theta: two_steps(theta), has_aux=True))
     whole = run()(theta)
-    monkeypatch.setattr(pieces, "LARGEST_ON_CPU", 24)
+    monkeypatch.setattr(tiling, "LARGEST_ON_CPU", 24)
     assert "scan" in str(jax.make_jaxpr(lambda theta: two_steps(theta))(theta))
     # Sums in another order; the derivative of a large sum holds the rounding of its terms.
     jax.tree.map(lambda a, b: close(a, b, rtol=1e-4, atol=1e-5), run()(theta), whole)
@@ -222,7 +223,7 @@ def agent():
 
 @pytest.fixture(scope="module")
 def open_update():
-    optimizer = optimizers.build("open", num_minibatches=2, num_epochs=2)
+    optimizer = families.build("open", num_minibatches=2, num_epochs=2)
     tx = optimizer.bind(optimizer.init(KEY), num_steps=8)
     params = agent()
     return jax.jit(lambda **extra: tx.update(jax.tree.map(jnp.sin, params), tx.init(params), params, **extra)[0])
@@ -275,7 +276,7 @@ def test_activations_that_do_not_fit_are_named(open_update, activations, message
 
 
 def test_open_needs_the_length_of_training():
-    optimizer = optimizers.build("open")
+    optimizer = families.build("open")
     with pytest.raises(ValueError, match="pass num_steps="):
         optimizer.bind(optimizer.init(KEY))
 
@@ -294,7 +295,7 @@ def test_open_needs_the_length_of_training():
 )
 def test_bad_settings_are_named(family, settings, message):
     with pytest.raises(ValueError, match=message):
-        optimizers.build(family, **settings)
+        families.build(family, **settings)
 
 
 def test_the_references_slip_sends_biases_through_the_norm():
@@ -302,7 +303,7 @@ def test_the_references_slip_sends_biases_through_the_norm():
     params, grads = {"w": jnp.array([1.0, -2.0])}, {"w": jnp.array([0.5, 0.3])}
 
     def first(**settings):
-        optimizer = optimizers.build("l2o_pa", heads="b1", **settings)
+        optimizer = families.build("l2o_pa", heads="b1", **settings)
         tx = optimizer.bind(optimizer.init(jax.random.key(0)))
         return tx.update(grads, tx.init(params), params)[0]["w"]
 

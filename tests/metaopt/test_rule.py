@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from metaopt.optimizers.parts import rule
+from metaopt.optimizers.common import rule
 
 
 def loss_reader(needs_value):

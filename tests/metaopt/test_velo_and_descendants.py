@@ -6,15 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt import optimizers
-from metaopt.optimizers.celo2 import orthogonalise
-from metaopt.optimizers.parts import features, moments
+from metaopt import families
+from metaopt.optimizers.celo2 import orthogonalize
+from metaopt.optimizers.common import features, moments
 
 DRAW = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
 
 
 def bind(family, num_steps=10, **settings):
-    optimizer = optimizers.build(family, **settings)
+    optimizer = families.build(family, **settings)
     return optimizer.bind(optimizer.init(jax.random.key(0)), num_steps=num_steps)
 
 
@@ -127,7 +127,7 @@ def test_celo2_moves_every_matrix_of_a_stack_by_one_root_mean_square():
     np.testing.assert_allclose(np.sqrt(np.mean(np.square(updates["w"]), axis=(1, 2))), 0.01, rtol=1e-4)
 
 
-def test_orthogonalising_brings_singular_values_near_one():
+def test_orthogonalizing_brings_singular_values_near_one():
     u = DRAW(0, 3, 6, 4)
-    values = np.linalg.svd(orthogonalise(u), compute_uv=False)
+    values = np.linalg.svd(orthogonalize(u), compute_uv=False)
     assert values.shape == (3, 4) and 0.5 < values.min() and values.max() < 1.3  # five steps stay in this band

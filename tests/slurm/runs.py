@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from meta_train.run import read_theta
+from meta_train.run.directory import read_theta
 from tests.slurm import cluster
 
 STAND_IN = Path(__file__).with_name("stand_in.py")  # in the place of the Python that would run meta_train.cli

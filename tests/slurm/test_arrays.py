@@ -5,7 +5,7 @@ import json
 import pytest
 
 from meta_train import cli
-from metaopt import checkpoint, optimizers
+from metaopt import checkpoint, families
 from tests.slurm import cluster
 from tests.slurm.runs import STAND_IN
 
@@ -54,7 +54,7 @@ def test_an_evaluation_in_parts(capsys, tmp_path, monkeypatch):
     import jax
 
     monkeypatch.setenv("METAOPT_CHECKPOINTS", str(tmp_path / "own"))
-    theta = optimizers.build("hand", learning_rate=0.3).init(jax.random.key(0))
+    theta = families.build("hand", learning_rate=0.3).init(jax.random.key(0))
     checkpoint.save("mine", "hand", {"learning_rate": 0.3}, theta, meta_trained_on=[], summary="a test")
     out = tmp_path / "report"
     options = ["--suite", "quadratics", "--baselines", "sgdm", "--steps", "40", "--seeds", "2", "--out", str(out)]

@@ -53,7 +53,7 @@ def test_mistake_of_the_user(train):
     assert_gave_up(job, log, "not requeued: the message above says what to change")
 
 
-def test_cancelled_stays_cancelled(train):
+def test_canceled_stays_canceled(train):
     job, run, log = train(*LONG)
     wait_for_state(run)
     cluster.call("scancel", job)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tasks
-from tasks import ImageConv, ImageMLP, Lasso, Quadratic, Reparametrised
+from tasks import ImageConv, ImageMLP, Lasso, Quadratic, Reparametrized
 
 EXAMPLES = {
     "lasso": Lasso(noise=0.1),
@@ -15,7 +15,7 @@ EXAMPLES = {
         width=12, depth=2, batch_size=16, min_width=4, min_depth=1, activations=("relu", "tanh"), init_spread=2.0
     ),
     "image_conv": ImageConv(channels=(3, 4), batch_size=16),
-    "reparametrised": Reparametrised(ImageMLP(width=5, batch_size=16), 10.0),
+    "reparametrized": Reparametrized(ImageMLP(width=5, batch_size=16), 10.0),
 }
 KEY = jax.random.key(0)
 
@@ -68,7 +68,7 @@ def test_gradient_steps_lower_the_loss(task):
     @jax.jit
     def step(params, key):
         grads = jax.grad(task.loss, argnums=1)(task_params, params, key)
-        # Normalised, so that one rate suits every example and every rescaling of it.
+        # Normalized, so that one rate suits every example and every rescaling of it.
         size = lambda p: 0.02 * jnp.maximum(jnp.sqrt(jnp.mean(p**2)), 1e-2)
         return jax.tree.map(lambda p, g: p - size(p) * jnp.sign(g), params, grads)
 

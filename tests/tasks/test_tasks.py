@@ -7,7 +7,7 @@ import pytest
 
 from metaopt import mup
 from metaopt.core import scaled_updates
-from tasks import ImageMLP, Quadratic, Reparametrised
+from tasks import ImageMLP, Quadratic, Reparametrized
 from tasks.image_mlp import Sampled
 
 KEY = jax.random.key(3)
@@ -32,9 +32,9 @@ def test_gradient_noise_has_mean_zero_and_the_given_deviation():
     np.testing.assert_allclose(grads.std(axis=0), scale, rtol=0.03)
 
 
-def test_reparametrising_changes_no_loss_and_scales_gradients():
+def test_reparametrizing_changes_no_loss_and_scales_gradients():
     plain = ImageMLP(width=6, batch_size=16)
-    task = Reparametrised(plain, 10.0)
+    task = Reparametrized(plain, 10.0)
     scaled = task.sample(KEY)
     params = task.init(scaled, KEY)
     natural = jax.tree.map(jnp.multiply, params, scaled.scales)
@@ -108,7 +108,7 @@ def test_a_network_in_mup_is_what_is_inferred_from_its_shapes():
 
 
 def test_updates_are_multiplied_where_the_task_says_so():
-    tasks = [ImageMLP(width=16, depth=2, mup=True), Reparametrised(ImageMLP(width=16, depth=2, mup=True), 1.0)]
+    tasks = [ImageMLP(width=16, depth=2, mup=True), Reparametrized(ImageMLP(width=16, depth=2, mup=True), 1.0)]
     for task in tasks:
         problem = task.sample(jax.random.key(0))
         updates = jax.tree.map(jnp.ones_like, task.init(problem, jax.random.key(1)))

@@ -1,0 +1,92 @@
+"""Metrics of a run: ``metrics.jsonl`` with its mirrors, and a line on the terminal."""
+
+import itertools
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from meta_train.run.mirrors import Mirrors
+from metaopt.errors import UserError
+
+
+class Log:
+    """Appends one JSON line per outer step; steps only ever grow.
+
+    Opening the log of a run that goes on from step ``start`` drops the rows behind
+    it: they belong to work that was lost and will be done again. What the run directory
+    is mirrored to, see ``meta_train.mirrors``, gets every row as well.
+    """
+
+    def __init__(self, run_dir: Path, start: int):
+        self._path = run_dir / "metrics.jsonl"
+        rows = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+        kept = list(itertools.takewhile(lambda row: _step(row) <= start, rows))
+        if kept != rows:
+            shortened = self._path.with_suffix(".tmp")
+            shortened.write_text("".join(kept))
+            shortened.replace(self._path)  # at once: a kill in between loses no row
+        self._file = self._path.open("a", buffering=1)
+        self._mirrors = Mirrors(run_dir, kept)
+
+    def write(self, first_step: int, metrics: dict[str, np.ndarray]) -> None:
+        """Writes a dispatch: metrics of shape (steps,), the first for ``first_step``.
+
+        Raises:
+          UserError: if the disk is full.
+        """
+        rows = []
+        for i in range(len(next(iter(metrics.values())))):
+            # A value that is not finite becomes null: NaN is not JSON.
+            row = {name: _number(values[i]) for name, values in metrics.items()}
+            rows.append({"step": first_step + i, "time": round(time.time(), 3), **row})
+        try:
+            self._file.write("".join(json.dumps(row) + "\n" for row in rows))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self._path}: {error.strerror}; mend that and continue with --resume"
+            ) from error
+        self._mirrors.write(rows)
+
+    def close(self) -> None:
+        self._file.close()
+        self._mirrors.close()
+
+
+def _step(row: str) -> float:
+    """Of a line of metrics.jsonl; infinite where the line is damaged, or half of one."""
+    try:
+        return json.loads(row)["step"] if row.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _number(value) -> float | None:
+    value = float(value)
+    return float(f"{value:.6g}") if np.isfinite(value) else None
+
+
+class Progress:
+    """A progress bar where the output is a terminal, a line now and then where not."""
+
+    def __init__(self, total: int, start: int, every: float = 30.0):
+        self._total, self._start, self._every = total, start, every
+        self._began = self._printed = time.monotonic()
+        self._bar = sys.stdout.isatty()
+
+    def update(self, step: int, meta_loss: float, inner_steps_per_second: float) -> None:
+        now = time.monotonic()
+        if not self._bar and now - self._printed < self._every and step < self._total:
+            return
+        self._printed = now
+        left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
+        filled = 24 * step // self._total
+        text = (
+            f"[{'#' * filled}{'.' * (24 - filled)}] {step}/{self._total}  meta-loss {meta_loss:.4f}  "
+            f"{inner_steps_per_second:,.0f} inner steps/s  {left / 60:.1f} min left"
+        )
+        end = "\n" if not self._bar or step >= self._total else "\r"
+        print(text, end=end, flush=True)

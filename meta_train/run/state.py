@@ -1,0 +1,173 @@
+"""Saving and restoring the state of a run, with Orbax."""
+
+import hashlib
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from meta_train.outer import TrainState
+from meta_train.parallel import processes
+from metaopt.errors import UserError
+
+UNFINISHED = "saving was not finished"  # what is wrong with a state that has no sums
+SUMS = "SHA256SUMS"  # of every file of a saved step, as ``sha256sum -c`` reads it; written last
+
+
+class StateStore:
+    """The ``state/`` folder of a run: the two latest states and the best one.
+
+    Every process of a run opens it and saves what it holds. Latest and best are kept
+    apart: Orbax's own ``max_to_keep`` with ``best_fn`` deletes the newest state when it
+    is not among the best.
+    """
+
+    def __init__(self, run_dir: Path):
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(2),
+                checkpoint_managers.BestN(get_metric_fn=lambda m: m["meta_loss"], reverse=True, n=1),
+            ]
+        )
+        # Not in the background: a state is small, and a save that is done can be sealed.
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            enable_async_checkpointing=False,
+            best_fn=lambda m: m["meta_loss"],  # without it the metrics are not written: the next life finds none
+            best_mode="min",
+        )
+        self._folder = run_dir.resolve() / "state"
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, state: TrainState, meta_loss: float) -> None:
+        """Saves ``state``, on disk when this returns.
+
+        Raises:
+          UserError: if it could not be written, e.g. because the disk is full. Earlier
+            states stay as they are.
+        """
+        # A NaN would poison the ranking of the best.
+        metrics = {"meta_loss": meta_loss if math.isfinite(meta_loss) else 1e30}
+        step = int(state.step)
+        try:
+            # force: else a process that lists the folder late leaves the save out, and the others wait for it.
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+            processes.on_first(lambda: _seal(self._folder / str(step)))
+        except Exception as error:
+            if processes.is_loss(error):
+                raise
+            raise self._cannot_write(error) from error
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _cannot_write(self, error: Any) -> UserError:
+        return UserError(
+            f"cannot save to {self._folder}: {_first_line(error)}; free some space or choose another folder, "
+            "then continue with --resume"
+        )
+
+
+def restore(run_dir: Path, step: int, like: TrainState) -> TrainState:
+    """A saved step, in the structure, dtypes and shardings of ``like``.
+
+    Any number of processes and devices may have saved it; a run may be saving others.
+
+    Raises:
+      UserError: if it belongs to another recipe.
+    """
+    folder = run_dir.resolve() / "state" / str(step)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return cast(TrainState, checkpointer.restore(folder / "default", abstract))
+    except Exception as error:
+        if processes.is_loss(error):
+            raise
+        raise UserError(f"cannot restore outer step {step} from {folder.parent}: {_first_line(error)}") from error
+
+
+def newest(run_dir: Path) -> int | None:
+    """The newest outer step that is whole; None where nothing was ever saved.
+
+    Those that are damaged, or were being saved when the run was killed, are named in a warning.
+
+    Raises:
+      UserError: if none of those that are there is whole.
+    """
+    faults = []
+    for step in sorted(_steps(run_dir), reverse=True):
+        fault = _fault(run_dir / "state" / str(step))
+        if fault is None:
+            return step
+        print(f"warning: skipped outer step {step} of {run_dir}: {fault}", flush=True)
+        if fault != UNFINISHED:  # what never was a state is no loss
+            faults.append(f"outer step {step}: {fault}")
+    if faults:
+        raise UserError(f"{run_dir / 'state'} holds no state that is whole ({'; '.join(faults)}): begin another run")
+    return None
+
+
+def set_damaged_aside(run_dir: Path) -> int | None:
+    """As ``newest``; later steps go to ``damaged/``, so that they can be made again."""
+    for unfinished in (run_dir / "state").glob("*.orbax-checkpoint-tmp"):
+        shutil.rmtree(unfinished)
+    found = newest(run_dir)
+    for step in _steps(run_dir):
+        if found is None or step > found:
+            target = run_dir / "damaged" / str(step)
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            (run_dir / "state" / str(step)).rename(target)
+    return found
+
+
+def check(run_dir: Path, step: int) -> None:
+    """Raises UserError unless ``step`` was saved and is whole."""
+    if step not in _steps(run_dir):
+        raise UserError(f"{run_dir} has no saved outer step {step}: there are {sorted(_steps(run_dir)) or 'none'}")
+    if fault := _fault(run_dir / "state" / str(step)):
+        raise UserError(f"outer step {step} of {run_dir} is damaged: {fault}")
+
+
+def _steps(run_dir: Path) -> list[int]:
+    return [int(path.name) for path in (run_dir / "state").glob("*") if path.name.isdigit()]
+
+
+def _seal(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{_digest(path)}  {path.relative_to(folder)}\n" for path in files]
+    unfinished = folder / f"{SUMS}.tmp"
+    with unfinished.open("w") as file:
+        file.write("".join(lines))
+        file.flush()
+        os.fsync(file.fileno())  # else a node that crashes may leave it empty
+    unfinished.rename(folder / SUMS)
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a saved step. Orbax reads arrays in which a byte has flipped without complaint."""
+    sums = (folder / SUMS).read_text() if (folder / SUMS).is_file() else ""
+    if not sums:
+        return UNFINISHED
+    for line in sums.splitlines():
+        digest, _, name = line.partition("  ")
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _digest(folder / name) != digest:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,203 @@
+"""How far the outputs of layers move at every width: ``metaopt coord-check``.
+
+One batch is fitted for a few steps. Under muP a layer moves as far in a wide network as in a
+narrow one: the slope of its movement over width, on logarithmic axes, is about 0. Under the
+standard parametrization (SP: N(0, 1 / fan_in) for every matrix, the same updates at every
+width) all that comes after a hidden layer moves further, up to a slope of 1.
+
+Source: the coordinate check of Yang et al., arXiv:2203.03466, appendix D.1; muLO,
+arXiv:2406.00153, figure 2.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+from matplotlib.figure import Figure
+
+import metaopt
+from metaopt import mup
+from metaopt.errors import UserError, unknown
+
+ADAM, RATE = "adam", 1e-3  # hand-written, to compare with; its rate is right at half the narrowest width
+NUM_STEPS, NUM_SEEDS = 5, 3
+BATCH_SIZE, NUM_CLASSES = 64, 10
+HEAD = 16  # size of an attention head; wider is more of them
+
+
+class MLP(nn.Module):
+    """Three hidden layers on a vector."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(3):
+            x = nn.relu(nn.Dense(self.width, name=f"layer_{i}")(x))
+        return nn.Dense(NUM_CLASSES, name="output")(x)
+
+
+class Transformer(nn.Module):
+    """A block of attention and MLP on a sequence of tokens, classified as a whole."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(32, self.width, name="embed")(tokens)
+        x = x + nn.MultiHeadDotProductAttention(self.width // HEAD, name="attention")(nn.LayerNorm()(x))
+        y = nn.relu(nn.Dense(4 * self.width, name="mlp_0")(nn.LayerNorm()(x)))
+        x = x + nn.Dense(self.width, name="mlp_1")(y)
+        return nn.Dense(NUM_CLASSES, name="output")(nn.LayerNorm()(x).mean(axis=1))
+
+
+class Problem(NamedTuple):
+    """A batch of noise to be learned by heart, and networks that do it."""
+
+    network: Callable[[int], nn.Module]  # of a width
+    inputs: jax.Array  # (BATCH_SIZE, ...)
+    labels: jax.Array  # (BATCH_SIZE,)
+    widths: tuple[int, ...]
+
+
+def problems() -> dict[str, Problem]:
+    key, labels = jax.random.key(0), jax.random.randint(jax.random.key(1), (BATCH_SIZE,), 0, NUM_CLASSES)
+    vectors, tokens = jax.random.normal(key, (BATCH_SIZE, 32)), jax.random.randint(key, (BATCH_SIZE, 8), 0, 32)
+    return {
+        "mlp": Problem(MLP, vectors, labels, (64, 128, 256, 512, 1024)),
+        "transformer": Problem(Transformer, tokens, labels, (64, 128, 256, 512)),
+    }
+
+
+def write(optimizer: str, network: str, out: Path) -> dict[str, Any]:
+    """Writes ``coordinate_check.json`` and ``coordinate_check.png`` to ``out`` and returns what the first holds.
+
+    Args:
+      optimizer: ``adam`` or a checkpoint. The multipliers of Adam are relative, those of a
+        learned optimizer absolute, as muLO is meta-trained.
+      network: ``mlp`` or ``transformer``.
+      out: folder.
+
+    Raises:
+      UserError: for a name that does not exist, or a folder that cannot be written.
+    """
+    if network not in problems():
+        raise unknown("network", network, problems())
+    tx = optax.adam(RATE) if optimizer == ADAM else metaopt.load(optimizer, num_steps=NUM_STEPS)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}; choose another with --out") from error
+    result = {"optimizer": optimizer, **measure(problems()[network], tx, relative=optimizer == ADAM)}
+    (out / "coordinate_check.json").write_text(json.dumps(result) + "\n")
+    draw(result).savefig(out / "coordinate_check.png", dpi=110)
+    return result
+
+
+def measure(problem: Problem, tx: optax.GradientTransformation, relative: bool) -> dict[str, Any]:
+    """How far each layer moves at each width in NUM_STEPS, and the slope of it.
+
+    Movement is the standard deviation, over batch and units, of what the outputs changed by,
+    before any activation function; null where it is not finite.
+    """
+    at_widths = [_at_width(problem, tx, width, relative) for width in problem.widths]
+    movement = {
+        name: {layer: [_plain(moved[name][layer]) for moved in at_widths] for layer in at_widths[0][name]}
+        for name in ("muP", "SP")
+    }
+    slopes = {
+        name: {layer: slope(problem.widths, moved) for layer, moved in layers.items()}
+        for name, layers in movement.items()
+    }
+    return {"widths": problem.widths, "steps": NUM_STEPS, "seeds": NUM_SEEDS, "movement": movement, "slopes": slopes}
+
+
+def slope(widths: Sequence[int], movement: Sequence[float | None]) -> float | None:
+    """Least squares of log(movement) over log(width); None if a layer diverged or did not move."""
+    moved = [x for x in movement if x]
+    if len(moved) < len(movement):
+        return None
+    return _plain(np.polyfit(np.log(widths), np.log(moved), 1)[0])
+
+
+def _plain(value: float) -> float | None:
+    return float(f"{value:.4g}") if np.isfinite(value) else None
+
+
+def _at_width(problem: Problem, tx, width: int, relative: bool) -> dict[str, dict[str, float]]:
+    """The movement of each layer under muP and SP, mean over seeds."""
+    network, inputs = problem.network(width), problem.inputs
+    shapes = lambda w: jax.eval_shape(problem.network(w).init, jax.random.key(0), inputs)["params"]
+    tensors = mup.infer(shapes(width), shapes(problem.widths[0] // 2), relative=relative)
+    ones = jax.tree.map(lambda _: 1.0, tensors.kind)
+    # Arrays, so that one program does for both.
+    numbers = {
+        "muP": (tensors.multiplier, tensors.init_std, tensors.forward),
+        "SP": (ones, jax.tree.map(lambda n: n**-0.5, tensors.fan_in), ones),
+    }
+
+    @jax.jit
+    def run(numbers, key):
+        multiplier, init_std, forward = numbers
+        optimizer = optax.chain(tx, mup.scale_updates(multiplier))
+        params = network.init(key, inputs)["params"]
+        params = mup.initialize(tensors._replace(init_std=init_std), params, key)
+
+        def loss(params):
+            _, captured = network.apply({"params": params}, inputs, capture_intermediates=_is_layer)
+            outputs: dict[Any, Any] = flatten_dict(captured["intermediates"])
+            layers = {"/".join(path[:-1]): x for path, (x,) in outputs.items()}
+            layers["output"] = forward["output"]["kernel"] * layers["output"]
+            return optax.softmax_cross_entropy_with_integer_labels(layers["output"], problem.labels).mean(), layers
+
+        def step(carry, _):
+            params, state = carry
+            (value, layers), grads = jax.value_and_grad(loss, has_aux=True)(params)
+            updates, state = optimizer.update(grads, state, params, value=value)
+            return (optax.apply_updates(params, updates), state), None
+
+        trained, _ = jax.lax.scan(step, (params, optimizer.init(params)), length=NUM_STEPS)
+        return jax.tree.map(lambda after, before: jnp.std(after - before), loss(trained[0])[1], loss(params)[1])
+
+    seeds = jax.random.split(jax.random.key(2), NUM_SEEDS)
+    moved = {name: [run(n, key) for key in seeds] for name, n in numbers.items()}
+    return {name: jax.tree.map(lambda *xs: float(np.mean(xs)), *of_seeds) for name, of_seeds in moved.items()}
+
+
+def _is_layer(module: nn.Module, _: str) -> bool:
+    return isinstance(module, nn.Dense | nn.DenseGeneral | nn.Embed)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The slope of each layer, a line each."""
+    mup_slopes, sp_slopes = result["slopes"]["muP"], result["slopes"]["SP"]
+    lines = [f"{layer:20} {_shown(x):>6} {_shown(sp_slopes[layer]):>6}" for layer, x in mup_slopes.items()]
+    return "\n".join([f"{'slope over width':20} {'muP':>6} {'SP':>6}", *lines])
+
+
+def _shown(slope: float | None) -> str:
+    return "none" if slope is None else f"{slope:.2f}"
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Movement over width, muP beside SP."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, (name, movement) in zip(figure.subplots(1, 2, sharey=True), result["movement"].items(), strict=True):
+        for layer, moved in movement.items():
+            label = f"{layer}: slope {_shown(result['slopes'][name][layer])}"
+            axes.plot(result["widths"], np.array(moved, float), "o-", label=label)
+        axes.set(title=f"{name}, {result['optimizer']}, {result['steps']} steps", xlabel="width")
+        axes.set(xscale="log", yscale="log")
+        axes.set_xticks(result["widths"], [str(width) for width in result["widths"]], minor=False)
+        axes.xaxis.minorticks_off()
+        axes.grid(alpha=0.3, linewidth=0.5)
+        axes.legend(fontsize=8)
+    figure.axes[0].set_ylabel("movement of the layer's outputs")
+    return figure

@@ -1,0 +1,176 @@
+"""The kinds of learned algorithms, and the families of each.
+
+A family is a way to build a ``core.Learned`` from settings. To add one, write a module with a
+frozen dataclass ``Config`` and ``build(config) -> Learned``, and add its line to FAMILIES; the
+contract tests find it there. Modules are imported when they are first used.
+"""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metaopt import references
+from metaopt.core import Algorithm, Key, Learned, Theta
+from metaopt.errors import UserError, check_type, unknown
+
+
+class Kind(NamedTuple):
+    """What an algorithm does, and so which tasks it solves.
+
+    Attributes:
+      algorithm: what ``bind``, and with it ``metaopt.load``, returns.
+      baselines: the module with its BASELINES, hand-written algorithms to compare with; "" where
+        there are none.
+    """
+
+    algorithm: str
+    baselines: str = ""
+
+
+class Entry(NamedTuple):
+    kind: str  # of KINDS
+    module: str
+
+
+class Baseline(NamedTuple):
+    """A hand-written algorithm with one thing to tune.
+
+    Attributes:
+      make: ``(rate, num_steps) -> algorithm``; the rate is traced.
+      rates: the grid that it is tuned over, on tuning seeds.
+    """
+
+    make: Callable[[jax.Array, int], Algorithm]
+    rates: tuple[float, ...]
+
+
+KINDS = {
+    "drift": Kind("drift(log_ratio, advantage, progress=None), a term of a policy's loss"),
+    "forecast": Kind("forecast(history, steps), parameters some steps ahead"),
+    "optimizer": Kind("an optax.GradientTransformationExtraArgs", "metaopt.optimizers.baselines"),
+    "search": Kind("an evosax algorithm: init, ask, tell"),
+    "update_rule": Kind("rule(rollout), a loss whose gradient updates an agent"),
+}
+
+FAMILIES = {
+    "celo": Entry("optimizer", "metaopt.optimizers.celo"),
+    "celo2": Entry("optimizer", "metaopt.optimizers.celo2"),
+    "coordinate_lstm": Entry("optimizer", "metaopt.optimizers.coordinate_lstm"),
+    "hand": Entry("optimizer", "metaopt.optimizers.hand"),
+    "l2o_pa": Entry("optimizer", "metaopt.optimizers.l2o_pa"),
+    "mlp": Entry("optimizer", "metaopt.optimizers.mlp"),
+    "open": Entry("optimizer", "metaopt.optimizers.open"),
+    "small_fc": Entry("optimizer", "metaopt.optimizers.small_fc"),
+    "velo": Entry("optimizer", "metaopt.optimizers.velo"),
+}
+
+
+def build(family: Any, **settings: Any) -> Learned:
+    """Builds a learned algorithm, e.g. ``build("small_fc", hidden=8)``.
+
+    Args:
+      family: a name of FAMILIES; a reference to, or the object itself: a ``Learned``, a module (or
+        whatever has them) with ``Config`` and ``build``, or a function ``(**settings) -> Learned``.
+      settings: fields of its ``Config``, or arguments of the function.
+
+    Raises:
+      UserError: for a family or a setting that does not exist (the nearest names are listed), or a
+        setting of the wrong type or value.
+    """
+    name, found = label(family), find(family)
+    if isinstance(found, Learned):
+        if settings:
+            raise UserError(f"{name} is a Learned and takes no settings, got {', '.join(settings)}")
+        learned = found
+    else:
+        check_settings(name, found, settings)
+        try:
+            learned = found.build(found.Config(**settings)) if _is_module(found) else found(**settings)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{name}: {error}") from error
+    if not isinstance(learned, Learned):
+        raise UserError(f"{name}: a family builds a metaopt.core.Learned, this one built {type(learned).__name__}")
+    if learned.kind not in KINDS:
+        raise unknown(f"kind of {name}", learned.kind, KINDS)
+    return learned._replace(init=_narrow(learned.init))
+
+
+def find(family: Any) -> Any:
+    """What a name or a reference stands for; anything else stands for itself.
+
+    Raises:
+      UserError: if it is nothing that ``build`` takes.
+    """
+    if isinstance(family, str) and family in FAMILIES:
+        return importlib.import_module(FAMILIES[family].module)
+    if isinstance(family, str) and not references.is_reference(family):
+        raise unknown("family", family, FAMILIES)
+    found = references.resolve(family) if isinstance(family, str) else family
+    if isinstance(found, Learned) or _is_module(found) or callable(found):
+        return found
+    raise UserError(
+        f"{label(family)} is no family: give a metaopt.core.Learned, a module with Config and build, or a function that "
+        f"returns a Learned; got {type(found).__name__}"
+    )
+
+
+def is_ours(family: Any) -> bool:
+    """Whether this is the name of a family of metaopt's own, which a checkpoint may name."""
+    return isinstance(family, str) and family in FAMILIES
+
+
+def label(family: Any) -> str:
+    """How messages call a family."""
+    return family if isinstance(family, str) else getattr(family, "__name__", type(family).__name__)
+
+
+def defaults(family: Any) -> dict[str, Any]:
+    """The settings of a family with their defaults; those without one are left out."""
+    found = find(family)
+    if isinstance(found, Learned):
+        return {}
+    return {name: value for name, value in _settings(found).items() if value is not inspect.Parameter.empty}
+
+
+def check_settings(name: str, found: Any, settings: dict[str, Any]) -> None:
+    """Raises UserError for a setting that the family does not have, or of another type than its default."""
+    known = _settings(found)
+    for setting, value in settings.items():
+        if setting not in known:
+            raise unknown(f"setting of {name}", setting, known)
+        if known[setting] is not inspect.Parameter.empty:
+            check_type(f"{name}: {setting}", value, known[setting])
+
+
+def baselines(kind: str) -> dict[str, Baseline]:
+    """Hand-written algorithms of a kind by name; empty where there are none."""
+    module = KINDS[kind].baselines
+    return importlib.import_module(module).BASELINES if module else {}
+
+
+def _is_module(found: Any) -> bool:
+    return hasattr(found, "Config") and hasattr(found, "build")
+
+
+def _settings(found: Any) -> dict[str, Any]:
+    """Names and defaults; ``inspect.Parameter.empty`` where there is no default."""
+    if _is_module(found):
+        return {
+            field.name: field.default if field.default is not dataclasses.MISSING else inspect.Parameter.empty
+            for field in dataclasses.fields(found.Config)
+        }
+    return {name: parameter.default for name, parameter in inspect.signature(found).parameters.items()}
+
+
+def _narrow(init: Callable[[Key], Theta]) -> Callable[[Key], Theta]:
+    """The same with theta of float32 everywhere, with jax_enable_x64 too: it is what checkpoints hold."""
+
+    def init_float32(key: Key) -> Theta:
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), init(key))
+
+    return init_float32

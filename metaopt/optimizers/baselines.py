@@ -1,0 +1,24 @@
+"""Hand-written optimizers to compare with, each with one thing to tune: its rate."""
+
+import jax
+import optax
+
+from metaopt.families import Baseline
+
+
+def half_decades(lowest: int, highest: int) -> tuple[float, ...]:
+    """10^lowest, 10^(lowest + 1/2), ..., 10^highest."""
+    return tuple(float(f"{10 ** (i / 2):.3g}") for i in range(2 * lowest, 2 * highest + 1))
+
+
+def _cosine(rate: jax.Array, num_steps: int) -> optax.Schedule:
+    shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, num_steps // 20, num_steps)
+    return lambda step: rate * shape(step)  # Optax branches on the rate, which is traced here
+
+
+BASELINES = {
+    "adamw": Baseline(lambda rate, n: optax.adamw(rate), half_decades(-4, 0)),
+    "adamw-cosine": Baseline(lambda rate, n: optax.adamw(_cosine(rate, n)), half_decades(-4, 0)),
+    "lion": Baseline(lambda rate, n: optax.lion(rate), half_decades(-5, -1)),
+    "sgdm": Baseline(lambda rate, n: optax.sgd(rate, momentum=0.9), half_decades(-3, 1)),
+}

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from meta_train.estimators import ESTIMATORS
 from meta_train.inner import episodes
@@ -92,12 +93,16 @@ def _check_task(task: Task, learned: Learned, theta: PyTree, config: episodes.Ep
             measures = _trace(asked, evaluate, task_params, x)
             if not isinstance(measures, dict) or "loss" not in measures:
                 had = ", ".join(measures) if isinstance(measures, dict) else type(measures).__name__
-                raise UserError(f'{asked} must return a dict with "loss", the smaller the better; it has {had or "nothing"}')
+                raise UserError(
+                    f'{asked} must return a dict with "loss", the smaller the better; has {had or "nothing"}'
+                )
             for measure, value in measures.items():
                 _check_scalar(f"{asked}: {measure!r}", value)
-    leaked = [field for field, value in vars(task).items() if isinstance(value, jax.core.Tracer)]
+    leaked = [field for field, value in vars(task).items() if isinstance(value, Tracer)]
     if leaked:
-        raise UserError(f"{name} keeps {', '.join(leaked)} of a traced call: return it in the state, methods must be pure")
+        raise UserError(
+            f"{name} keeps {', '.join(leaked)} of a traced call: return it in the state, methods must be pure"
+        )
 
 
 def _check_traits(name: str, task: Task) -> None:
@@ -107,18 +112,22 @@ def _check_traits(name: str, task: Task) -> None:
         raise UserError(f"{name}: traits must be plain JSON values: {error}") from error
     for trait, kind in TRAITS.items():
         if not isinstance(traits.get(trait) if isinstance(traits, dict) else None, kind):
-            raise UserError(f"{name}: traits must have {trait!r}, a {kind.__name__}: it decides whether a task is held out")
+            raise UserError(
+                f"{name}: traits must have {trait!r}, a {kind.__name__}: it decides whether a task is held out"
+            )
 
 
 def _check_estimator(name: str, estimator: Any, theta: PyTree, num_devices: int) -> None:
     if not hasattr(estimator, "init") or not hasattr(estimator, "estimate"):
-        raise UserError(f"{name}: its constructor returns a metaopt.core.Estimator, this one {type(estimator).__name__}")
+        raise UserError(
+            f"{name}: its constructor returns a metaopt.core.Estimator, this one {type(estimator).__name__}"
+        )
     state = _trace(f"{name}: init", estimator.init, theta, jax.random.key(0))
     for path, leaf in jax.tree.leaves_with_path(state):
         if not leaf.shape or leaf.shape[0] % num_devices:
             raise UserError(
-                f"{name}: the state's leaf {_path(path)} has shape {leaf.shape}, it lacks the sample axis: every leaf begins "
-                f"with an axis of num_samples, which the {num_devices} devices divide"
+                f"{name}: the state's leaf {_path(path)} has shape {leaf.shape}, it lacks the sample axis: every leaf "
+                f"begins with an axis of num_samples, which the {num_devices} devices divide"
             )
     estimated = _trace(f"{name}: estimate", estimator.estimate, theta, state, jnp.int32(0))
     if not isinstance(estimated, tuple) or len(estimated) != 3:
@@ -153,8 +162,8 @@ def _trace(what: str, method: Callable[..., Any], *arguments: Any) -> Any:
     same_consts = len(first.consts) == len(second.consts) and all(map(_equal, first.consts, second.consts))
     if str(first) != str(second) or not same_consts:
         raise UserError(
-            f"{what} is not pure: called twice with the same arguments it does two things; take randomness from its key "
-            "and keep nothing between calls"
+            f"{what} is not pure: called twice with the same arguments it does two things; take randomness from its "
+            "key and keep nothing between calls"
         )
     return shapes
 
@@ -175,14 +184,14 @@ def _check_same(what: str, first: PyTree, second: PyTree, one: str, other: str) 
     """Raises UserError naming the first leaf in which two trees of shapes differ."""
     leaves = [{_path(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)} for tree in (first, second)]
     for path in [*leaves[0], *leaves[1]]:
-        ours, theirs = (
-            f"{tree[path].dtype}{list(tree[path].shape)}" if path in tree else "nothing" for tree in leaves
-        )
+        ours, theirs = (f"{tree[path].dtype}{list(tree[path].shape)}" if path in tree else "nothing" for tree in leaves)
         if ours != theirs:
             raise UserError(f"{what} changes at {path}: {ours} from {one}, {theirs} from {other}")
     if jax.tree.structure(first) != jax.tree.structure(second):
-        raise UserError(f"{what} changes its containers: {jax.tree.structure(first)} from {one}, "
-                        f"{jax.tree.structure(second)} from {other}")
+        raise UserError(
+            f"{what} changes its containers: {jax.tree.structure(first)} from {one}, "
+            f"{jax.tree.structure(second)} from {other}"
+        )
 
 
 def _path(path: tuple) -> str:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from meta_train.recipe import Family
 from metaopt import checkpoint, families
+from metaopt.checkpoint import Checkpoint
 from metaopt.core import Algorithm, Learned, Theta
 from metaopt.errors import UserError, unknown
 
@@ -33,7 +34,9 @@ def source(family: Family) -> Source:
             f"checkpoint {family.start} is of the family {theirs!r}, which metaopt does not have: give it with family="
         )
     if families.is_ours(name) and name != theirs:
-        raise UserError(f"checkpoint {family.start} is of the family {theirs}, the recipe asks for {name}: leave it out")
+        raise UserError(
+            f"checkpoint {family.start} is of the family {theirs}, the recipe asks for {name}: leave it out"
+        )
     settings = families.defaults(name) | manifest["config"]
     for setting, value in family.settings.items():
         if setting not in settings:
@@ -52,10 +55,13 @@ def learned(family: Family) -> Learned:
     Raises:
       UserError: as ``source``, or if the checkpoint is damaged or has no entry of ``family.only``.
     """
-    name, settings = source(family)
-    found = checkpoint.read(family.start, family=name)
-    del settings  # those of the manifest
+    found = read(family)
     return begin_from(found.learned, found.theta, family.only.split(",") if family.only else ())
+
+
+def read(family: Family) -> Checkpoint:
+    """The checkpoint that is begun from. Raises UserError as ``source``, or if it is damaged."""
+    return checkpoint.read(family.start, family=source(family).family)
 
 
 def begin_from(learned: Learned, theta: Theta, only: Sequence[str] = ()) -> Learned:

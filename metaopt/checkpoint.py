@@ -91,7 +91,7 @@ def read(name: str | Path, *, family: Any = None, **settings: Any) -> Checkpoint
             f"unasked: pass family=, the object or path/to/file.py:name"
         )
     learned = families.build(family or manifest["family"], **manifest["config"] | settings)
-    return Checkpoint(learned, _unflatten(read_arrays(folder), learned, folder), manifest)
+    return Checkpoint(learned, unflatten(read_arrays(folder), _shapes(learned), folder), manifest)
 
 
 def read_arrays(name: str | Path) -> dict[str, np.ndarray]:
@@ -120,7 +120,9 @@ def read_manifest(name: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: it should hold a JSON object")
     version = manifest.get("format_version")
     if version not in range(1, FORMAT_VERSION + 1):
-        raise UserError(f"{path} has format version {version!r}, this metaopt reads 1 to {FORMAT_VERSION}: update metaopt")
+        raise UserError(
+            f"{path} has format version {version!r}, this metaopt reads 1 to {FORMAT_VERSION}: update metaopt"
+        )
     for field in ("family", "config", "sha256"):
         if field not in manifest:
             raise UserError(f"{path} is damaged: the field {field!r} is missing")
@@ -150,7 +152,7 @@ def save(name: str | Path, family: Any, config: dict[str, Any], theta: Theta, **
     """
     arrays = flatten(theta)
     learned = families.build(family, **config)
-    _unflatten(arrays, learned, folder_of(name))
+    unflatten(arrays, _shapes(learned), folder_of(name))
     label = family if isinstance(family, str) else f"<{families.label(family)}>"
     return write(name, learned.kind, label, config, arrays, **about)
 
@@ -233,18 +235,31 @@ def flatten(theta: Theta) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _unflatten(arrays: dict[str, np.ndarray], learned: Learned, folder: Path) -> Theta:
-    """Arrays by path -> theta of ``learned``, every name, shape and dtype checked."""
-    expected = jax.eval_shape(learned.init, jax.random.key(0))
+def unflatten(arrays: dict[str, np.ndarray], expected: Theta, source: Path) -> Theta:
+    """Arrays by path in the structure of theta, every name, shape and dtype checked.
+
+    Args:
+      arrays: as ``flatten`` returns.
+      expected: theta, or its shapes.
+      source: where they were read, for messages.
+
+    Raises:
+      UserError: naming the first array that does not fit.
+    """
     structure = jax.tree.structure(expected)
     indices = flatten(structure.unflatten(range(structure.num_leaves)))
-    named = {path: jax.tree.leaves(expected)[int(i)] for path, i in indices.items()}
+    leaves = jax.tree.leaves(expected)
+    named = {path: leaves[int(i)] for path, i in indices.items()}
     for path in [*named, *arrays]:
         if path not in arrays:
-            raise UserError(f"{folder}: the weights lack {path!r}")
+            raise UserError(f"{source}: the weights lack {path!r}")
         if path not in named:
-            raise UserError(f"{folder}: the weights hold {path!r}, which the family does not have")
+            raise UserError(f"{source}: the weights hold {path!r}, which the family does not have")
         ours, theirs = (named[path].shape, named[path].dtype), (arrays[path].shape, arrays[path].dtype)
         if ours != theirs:
-            raise UserError(f"{folder}: {path!r} should be {ours[1]}{list(ours[0])}, is {theirs[1]}{list(theirs[0])}")
+            raise UserError(f"{source}: {path!r} should be {ours[1]}{list(ours[0])}, is {theirs[1]}{list(theirs[0])}")
     return structure.unflatten([jnp.asarray(arrays[path]) for path in named])
+
+
+def _shapes(learned: Learned) -> Theta:
+    return jax.eval_shape(learned.init, jax.random.key(0))

@@ -71,9 +71,7 @@ class Task(Protocol):
         """The state before the first step: ``x`` and what the algorithm keeps beside it."""
         ...
 
-    def step(
-        self, algorithm: Algorithm, task_params: TaskParams, state: PyTree, key: Key
-    ) -> tuple[PyTree, jax.Array]:
+    def step(self, algorithm: Algorithm, task_params: TaskParams, state: PyTree, key: Key) -> tuple[PyTree, jax.Array]:
         """One step, e.g. a batch, a PPO update, a generation: the new state and the () loss of the step."""
         ...
 
@@ -81,9 +79,7 @@ class Task(Protocol):
         """What is worked on, as it stands: like what ``init`` returns."""
         ...
 
-    def evaluate(
-        self, task_params: TaskParams, x: PyTree, split: str, key: Key | None = None
-    ) -> dict[str, jax.Array]:
+    def evaluate(self, task_params: TaskParams, x: PyTree, split: str, key: Key | None = None) -> dict[str, jax.Array]:
         """Measures of a solution, () each; always holds "loss", the smaller the better.
 
         Args:

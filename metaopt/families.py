@@ -114,8 +114,8 @@ def find(family: Any) -> Any:
     if isinstance(found, Learned) or _is_module(found) or callable(found):
         return found
     raise UserError(
-        f"{label(family)} is no family: give a metaopt.core.Learned, a module with Config and build, or a function that "
-        f"returns a Learned; got {type(found).__name__}"
+        f"{label(family)} is no family: give a metaopt.core.Learned, a module with Config and build, or a function "
+        f"that returns a Learned; got {type(found).__name__}"
     )
 
 

@@ -84,6 +84,18 @@ def folder_of(reference: str) -> Path:
     return Path(file).resolve().parents[1 if Path(file).name == "__init__.py" else 0]
 
 
+def file_of(reference: str) -> Path:
+    """The file that a reference's object is in. Raises UserError as ``resolve``."""
+    place, _ = split(reference)
+    if place.endswith(".py"):
+        return Path(absolute(place))
+    resolve(reference)
+    file = getattr(sys.modules[place], "__file__", None)
+    if file is None:
+        raise UserError(f"{reference!r} is in no file")
+    return Path(file)
+
+
 def load_file(path: Path, search: Sequence[str | Path] = ()) -> ModuleType:
     """Runs a Python file as a module, once a process. Raises UserError if it cannot.
 

@@ -1,7 +1,7 @@
 """Classifying small images with a sampled multi-layer perceptron."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -153,7 +153,8 @@ class ImageMLP(Supervised):
         functions = [ACTIVATIONS[name] for name in self.activations]
         if len(functions) == 1:
             return functions[0](x)
-        return sum(task_params.activation[i] * f(x) for i, f in enumerate(functions))
+        mixed: Any = sum(task_params.activation[i] * f(x) for i, f in enumerate(functions))
+        return mixed
 
     def outputs(self, task_params: Sampled, params: Params, key: Key, split: str = "train") -> jax.Array:
         return self._on_batch(task_params, params, key, split)[0]

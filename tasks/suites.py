@@ -18,7 +18,9 @@ METHODS = ("solved_by", "traits", "sample", "init", "start", "step", "solution",
 
 def images_small() -> tuple[Task, ...]:
     """For meta-training: sampled MLPs on digits and Fashion-MNIST, three resolutions."""
-    sampled = functools.partial(ImageMLP, activations=ACTIVATIONS, max_init_factor=2.0, max_input_factor=2.0, min_train=5000)
+    sampled = functools.partial(
+        ImageMLP, activations=ACTIVATIONS, max_init_factor=2.0, max_input_factor=2.0, min_train=5000
+    )
     return (
         Reparametrized(
             sampled(("digits", "fashion"), side=8, width=32, depth=3, min_width=8, min_depth=1, name="images-8"), 10.0

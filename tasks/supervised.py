@@ -4,7 +4,7 @@ A task with a differentiable loss derives from ``Supervised`` and says ``loss``;
 ``solution`` and ``evaluate`` follow. Meta-training and evaluation both run this step.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,15 @@ class Training(NamedTuple):
 class Supervised:
     """A task solved by gradients: ``loss``, ``sample``, ``init``, ``name`` and ``traits`` are its own."""
 
-    solved_by: ClassVar[tuple[str, ...]] = ("optimizer",)
+    name: str
+    solved_by: tuple[str, ...] = ("optimizer",)
+
+    def traits(self) -> dict[str, Any]:
+        raise NotImplementedError(f"{type(self).__name__} is a Supervised task and says no traits")
+
+    def init(self, task_params: TaskParams, key: Key) -> Params:
+        """Fresh parameters."""
+        raise NotImplementedError(f"{type(self).__name__} is a Supervised task and says no init")
 
     def sample(self, key: Key) -> TaskParams:
         """One problem, always the same, unless a task says otherwise."""
@@ -73,7 +81,8 @@ class Supervised:
         """A gradient on a batch and an update; the loss is the batch's before the update.
 
         The optimizer may read, besides gradients and parameters: ``value``, the loss of the batch;
-        ``value_fn``, ``params -> ()`` loss on the same batch; ``key``, its own; ``activations``, its ``unit_activity``, or None.
+        ``value_fn``, ``params -> ()`` loss on the same batch; ``key``, its own; ``activations``, the
+        ``unit_activity``, or None.
         """
         params, opt_state = state
 
@@ -98,9 +107,7 @@ class Supervised:
     def solution(self, state: Training) -> Params:
         return state.params
 
-    def evaluate(
-        self, task_params: TaskParams, x: Params, split: str, key: Key | None = None
-    ) -> dict[str, Any]:
+    def evaluate(self, task_params: TaskParams, x: Params, split: str, key: Key | None = None) -> dict[str, Any]:
         """The loss of one batch drawn from ``key``, or, without a key, the thorough ``measure``."""
         if key is None:
             return self.measure(task_params, x, split)

@@ -14,39 +14,82 @@ def evaluation(arguments):
     """The ``evaluate.Request`` that the options of ``add_evaluation`` make, and the folder for its results."""
     from meta_train.evaluation.evaluate import Request
     from metaopt.evaluation.compare import Settings
+    from metaopt.evaluation.comparison import label
 
     request = Request(
-        arguments.name,
-        arguments.suite,
-        tuple(arguments.baselines.split(",")),
-        Settings(num_steps=arguments.steps, seeds=arguments.seeds, draws=arguments.draws),
-        tuple(arguments.tasks.split(",")) if arguments.tasks else None,
-        arguments.block,
+        names=tuple(arguments.names),
+        suite=arguments.suite,
+        baselines=_words(arguments.baselines),
+        settings=Settings(num_steps=arguments.steps, seeds=arguments.seeds, draws=arguments.draws),
+        only=_words(arguments.tasks),
+        block=arguments.block,
+        foreign=tuple(arguments.family),
     )
-    return request, arguments.out or Path("reports") / f"{request.label}-{request.suite}"
+    return request, arguments.out or Path("reports") / f"{'+'.join(map(label, request.names))}-{request.suite_label}"
+
+
+def _words(text: str | None) -> tuple[str, ...] | None:
+    """Words between commas; none where the text is empty."""
+    return None if text is None else tuple(word for word in text.split(",") if word)
 
 
 def run_train(arguments) -> int:
-    from meta_train import recipe as recipes
-    from meta_train.parallel import devices
-    from meta_train.run import directory, preempt
+    from meta_train.run import preempt
 
-    chosen = recipes.override(recipes.find(arguments.recipe), arguments.settings) if arguments.recipe else None
-    recipe = directory.read_recipe(arguments.resume) if arguments.resume else chosen
-    if recipe is None:
-        raise UserError(f"name a recipe ({', '.join(recipes.names())}) or a run with --resume DIR")
-    devices.prepare(recipe.spread(), arguments.devices)
-    if arguments.resume:
-        finished = directory.resume(arguments.resume, chosen, arguments.log)
-    else:
-        finished = directory.start(recipe, arguments.dir or Path("runs") / arguments.recipe, arguments.log)
-    return 0 if finished else preempt.EXIT_CODE
+    name, run_dir = _recipe_and_run(arguments)
+    result = _resume(arguments, run_dir, name) if run_dir else _begin(arguments, name)
+    return 0 if result.finished else preempt.EXIT_CODE
+
+
+def _begin(arguments, name: str):
+    from meta_train import recipes, settings, training
+    from meta_train.parallel import devices
+
+    recipe = settings.override(recipes.find(name), arguments.settings)
+    devices.prepare(recipe.num_sharded(), arguments.devices)
+    folder = arguments.dir or Path("runs") / recipes.label(name)
+    return training.train(recipe, folder, source=recipes.source_of(name), mirror=arguments.log)
+
+
+def _resume(arguments, run_dir: Path, name: str):
+    from meta_train import recipes, settings, training
+    from meta_train.parallel import devices
+    from meta_train.run import directory
+
+    chosen = settings.override(recipes.find(name), arguments.settings) if name else None
+    if arguments.settings and not name:
+        directory.relocate(run_dir, arguments.settings)
+    devices.prepare((chosen or directory.read_recipe(run_dir)).num_sharded(), arguments.devices)
+    return training.resume(run_dir, chosen, mirror=arguments.log)
+
+
+def _recipe_and_run(arguments) -> tuple[str, Path | None]:
+    """The recipe, "" where none is named, and the run to go on with.
+
+    In ``--resume RUN tasks=NEW`` the first setting stands in the recipe's place.
+    """
+    from meta_train import recipes
+
+    name = arguments.recipe or ""
+    if arguments.resume and "=" in name:
+        arguments.settings.insert(0, name)
+        name = ""
+    if not name and not arguments.resume:
+        raise UserError(f"name a recipe ({', '.join(recipes.names())}), its file, or a run with --resume DIR")
+    return name, arguments.resume
 
 
 def run_export(arguments) -> None:
     from meta_train.run.export import export
 
-    print(export(arguments.dir, arguments.name, arguments.step, arguments.summary))
+    print(export(arguments.dir, arguments.name, arguments.step, arguments.summary, arguments.licence))
+
+
+def run_recipes(arguments) -> None:
+    from meta_train import recipes
+
+    for name in recipes.names():
+        print(f"{name:24} {recipes.about(name).partition(chr(10))[0]}")
 
 
 def run_import(arguments) -> None:
@@ -66,47 +109,57 @@ def run_list(arguments) -> None:
 
 
 def run_info(arguments) -> None:
-    from metaopt import checkpoint
+    from metaopt import checkpoint, families
 
-    checkpoint.read(arguments.name)  # verified, not only printed
-    print(json.dumps(checkpoint.read_manifest(arguments.name), indent=2))
+    manifest = checkpoint.read_manifest(arguments.name)
+    if arguments.family or families.is_ours(manifest["family"]):
+        checkpoint.read(arguments.name, family=arguments.family)  # verified, not only printed
+    else:
+        checkpoint.read_arrays(arguments.name)
+    print(json.dumps(manifest, indent=2))
 
 
 def run_evaluate(arguments) -> None:
     from meta_train.evaluation import evaluate
 
     request, out = evaluation(arguments)
-    if arguments.part is not None:
+    if arguments.shard is not None:
         if arguments.record:
-            raise UserError("a part has no result to record: leave --record to metaopt merge")
-        print(evaluate.evaluate_part(request, out, arguments.part))
+            raise UserError("a shard has no result to record: leave --record to metaopt merge")
+        print(evaluate.evaluate_shard(request, out, arguments.shard))
         return
+    if arguments.record:
+        evaluate.check_recordable(request.names)
     evaluate.evaluate(request, out)
     run_report(argparse.Namespace(dir=out))
     if arguments.record:
-        evaluate.record(request.name, out)
+        evaluate.record(request.names, out)
 
 
 def run_merge(arguments) -> None:
     from meta_train.evaluation import evaluate, merge
 
-    name = merge.merge(arguments.dir)
+    names = merge.merge(arguments.dir)
     run_report(arguments)
     if arguments.record:
-        evaluate.record(name, arguments.dir)
+        evaluate.record(names, arguments.dir)
 
 
 def run_submit_train(arguments) -> None:
-    from meta_train import recipe as recipes
+    from meta_train import recipes
     from meta_train.cluster import submit
+    from meta_train.run import directory
 
-    if arguments.resume and not arguments.recipe:
-        jobs = submit.resume(arguments.resume)
-    elif arguments.recipe and not arguments.resume:
-        folder = arguments.dir or Path("runs") / arguments.recipe
-        jobs = submit.train(arguments.recipe, arguments.settings, folder, arguments.log)
+    name, run_dir = _recipe_and_run(arguments)
+    if name and run_dir:
+        raise UserError("name a recipe or a run with --resume DIR, one of them")
+    if run_dir:
+        if arguments.settings:
+            directory.relocate(run_dir, arguments.settings)
+        jobs = submit.resume(run_dir)
     else:
-        raise UserError(f"name a recipe ({', '.join(recipes.names())}) or a run with --resume DIR, one of them")
+        folder = arguments.dir or Path("runs") / recipes.label(name)
+        jobs = submit.train(name, arguments.settings, folder, arguments.log)
     submit.send(jobs, arguments.sbatch, arguments.dry_run)
 
 

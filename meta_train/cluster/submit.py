@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from meta_train import recipe as recipes
+from meta_train import program, recipes, settings
 from meta_train.cluster import sweep
 from meta_train.evaluation import evaluate
 from meta_train.run import directory, mirrors
+from metaopt import references
 from metaopt.errors import UserError
 
 PYTHON = "METAOPT_PYTHON"  # tells the scripts which Python has metaopt
@@ -37,22 +38,26 @@ class Job(NamedTuple):
 
 def scripts() -> Path:
     """The folder of the batch scripts: in the wheel, or in the tree."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "slurm"
     return installed if installed.is_dir() else package.parent / "slurm"
 
 
-def train(name: str, settings: list[str], folder: Path, mirror: str | None = None) -> list[Job]:
+def train(name: str, words: list[str], folder: Path, mirror: str | None = None) -> list[Job]:
     """The job that begins a run, or goes on with it.
 
     Raises:
       UserError: for an unknown recipe or setting, a folder that holds something else, or
         a mirror that is not installed.
     """
-    _check(name, settings, folder)
+    _check(name, words, folder)
     if mirror:
         mirrors.check(mirror)
-    return [_meta_train(folder, [name, *settings, *(["--log", mirror] if mirror else [])])]
+    return [
+        _meta_train(
+            folder, [references.absolute(name), *map(settings.absolute, words), *(["--log", mirror] if mirror else [])]
+        )
+    ]
 
 
 def resume(folder: Path) -> list[Job]:
@@ -79,12 +84,12 @@ def sweep_array(runs: list[sweep.Run], folder: Path, at_once: int | None) -> lis
 
 
 def evaluation(request: evaluate.Request, out: Path, at_once: int | None) -> list[Job]:
-    """The job array that computes the parts of an evaluation, and the job that joins them.
+    """The job array that computes the shards of an evaluation, and the job that joins them.
 
     Raises:
       UserError: for an unknown checkpoint, suite, task or baseline.
     """
-    words, indices = [*request.options(), "--out", str(out)], _indices(len(evaluate.plan(request)), at_once)
+    words, indices = [*request.options(), "--out", str(out)], _indices(len(evaluate.shards(request)), at_once)
     return [
         Job("evaluate_array.sbatch", words, out.name, _log(out / "logs", "%A_%a"), indices),
         Job("merge.sbatch", [str(out)], out.name, _log(out / "logs", "merge_%j"), former=True),
@@ -116,12 +121,12 @@ def send(jobs: list[Job], options: list[str], dry_run: bool) -> None:
             print(f"submitted job {former}")
 
 
-def _check(name: str, settings: list[str], folder: Path) -> None:
+def _check(name: str, words: list[str], folder: Path) -> None:
     """Refuses now what the trainer would refuse when its turn has come."""
-    recipe = recipes.override(recipes.find(name), settings)
-    recipe.learned_optimizer()  # reads the checkpoint of start=
-    if (folder / "config.json").exists():
-        if directory.read_recipe(folder) != recipe:
+    recipe = settings.override(recipes.find(name), words)
+    program.build_learned(recipe)  # reads the checkpoint of start=
+    if (folder / directory.CONFIG).exists():
+        if directory.read_config(folder)["recipe"] != settings.to_json(recipe):
             remedy = f"choose another folder, or go on with it: metaopt submit train --resume {folder}"
             raise UserError(f"{folder} is a run of another recipe: {remedy}")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from meta_train import recipe as recipes
+from meta_train import recipes, settings
+from metaopt import references
 from metaopt.errors import UserError
 
 TABLE = "sweep.tsv"  # in the folder of a sweep
@@ -28,7 +29,7 @@ def plan(words: list[str], folder: Path) -> list[Run]:
     Args:
       words: recipes, and settings as ``name=value,value,...``. Commas inside brackets or
         quotes belong to the value.
-      folder: of the sweep. A run's own, in it, is named by its recipe and by the
+      folder: folder of the sweep. The run directories in it are named by their recipe and by the
         settings that have several values.
 
     Raises:
@@ -40,11 +41,12 @@ def plan(words: list[str], folder: Path) -> list[Run]:
     runs: list[Run] = []
     seen: dict[str, Run] = {}
     for name, *values in itertools.product(names, *grid.values()):
-        settings = tuple(f"{setting}={value}" for setting, value in zip(grid, values, strict=True))
-        varied = [s for s, candidates in zip(settings, grid.values(), strict=True) if len(candidates) > 1]
-        run = Run(folder / _readable(",".join([name, *varied])), name, settings)
+        pairs = [f"{setting}={value}" for setting, value in zip(grid, values, strict=True)]
+        varied = [_shown(pair) for pair, candidates in zip(pairs, grid.values(), strict=True) if len(candidates) > 1]
+        own = folder / _readable(",".join([recipes.label(name), *varied]))
+        run = Run(own, references.absolute(name), tuple(map(settings.absolute, pairs)))
         # What is the same run or the same folder, however it was typed, e.g. 0.1 and 1e-1.
-        for same in (f"{name} {recipes.override(recipes.find(name), list(settings))}", str(run.folder)):
+        for same in (f"{name} {settings.override(recipes.find(name), pairs)}", str(run.folder)):
             if same in seen:
                 raise UserError(f"the sweep has one run twice: {_typed(seen[same])} and {_typed(run)}")
             seen[same] = run
@@ -97,6 +99,12 @@ def _values(text: str) -> list[str]:
         else:
             depth += (character in "([{") - (character in ")]}")
     return [value[1:-1] if "," in value and value[0] == value[-1] and value[0] in "'\"" else value for value in values]
+
+
+def _shown(pair: str) -> str:
+    """A setting as it appears in the name of a folder: a reference by its last part."""
+    name, _, value = pair.partition("=")
+    return f"{name}={recipes.label(value)}" if settings.is_name(name) and references.is_reference(value) else pair
 
 
 def _readable(name: str) -> str:

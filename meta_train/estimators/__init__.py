@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from meta_train.estimators import backprop, bmg, es, forward, pes_analytic
 from meta_train.estimators.samples import Sampling
-from metaopt.core import Estimator, InnerProblem
 from metaopt import references
+from metaopt.core import Estimator, InnerProblem
 from metaopt.errors import UserError, check_type, unknown
 
 ESTIMATORS = {
@@ -38,13 +38,13 @@ def build(name: Any, problem: InnerProblem, config: Sampling, mesh: Mesh, **opti
     return find(name)(problem, config, mesh, **options)
 
 
-def find(name: Any) -> Callable[..., Estimator]:
+def find(name: Any) -> Callable[..., Any]:
     """The constructor of a name, of a reference, or itself."""
     if isinstance(name, str) and name in ESTIMATORS:
         return ESTIMATORS[name]
     if isinstance(name, str) and not references.is_reference(name):
         raise unknown("estimator", name, ESTIMATORS)
-    found = references.resolve(name) if isinstance(name, str) else name
+    found: Any = references.resolve(name) if isinstance(name, str) else name
     if not callable(found):
         raise UserError(
             f"{name} is no estimator: give a constructor (problem, config, mesh, **options) -> Estimator, got "

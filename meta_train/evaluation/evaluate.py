@@ -1,23 +1,33 @@
-"""A checkpoint on a suite of tasks: what ``metaopt evaluate`` does, at once or in parts."""
+"""Checkpoints and runs on a suite of tasks: what ``metaopt evaluate`` does, at once or in shards."""
 
 import dataclasses
 import json
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-
-from metaopt import __version__, checkpoint
+from meta_train import training
+from meta_train.run import directory
+from metaopt import checkpoint, families, references
+from metaopt.checkpoint import Checkpoint
 from metaopt.core import Task
 from metaopt.errors import UserError, unknown
-from metaopt.evaluation import compare, heldout, report
-from metaopt.optimizers.baselines import BASELINES
+from metaopt.evaluation import report
+from metaopt.evaluation.compare import Method, Row, Settings
+from metaopt.evaluation.comparison import (
+    Comparison,
+    Shard,
+    baseline_methods,
+    label,
+    learned_method,
+    make_writable,
+    run,
+)
+from metaopt.families import Baseline
 from tasks import suites
 
-PARTS = "parts"  # in the folder of an evaluation: what its parts wrote
+SHARDS = "shards"  # in the folder of an evaluation: what its shards wrote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,139 +35,170 @@ class Request:
     """What is compared with what.
 
     Attributes:
-      name: of a checkpoint, or its folder.
-      suite: see ``tasks.suites``.
-      baselines: names; the first is the reference that targets come from.
+      names: checkpoints or run directories, by name or folder; at least one.
+      suite: name of a suite, or a reference to tasks.
+      baselines: names, or references to a ``families.Baseline``; the first is the reference that
+        targets come from. None is the first three of the kind, an empty tuple none at all.
       settings: steps, seeds, problems drawn.
       only: names of tasks, where not the whole suite is wanted.
-      block: draws in a part. More of them share one compilation.
+      block: draws in a shard. More of them share one compilation.
+      foreign: families of checkpoints whose family metaopt does not have: ``NAME=REFERENCE``, or
+        ``REFERENCE`` for all of them.
     """
 
-    name: str
+    names: tuple[str, ...]
     suite: str
-    baselines: tuple[str, ...]
-    settings: compare.Settings
+    baselines: tuple[str, ...] | None = None
+    settings: Settings = Settings()
     only: tuple[str, ...] | None = None
     block: int = 1
+    foreign: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.block < 1:
             raise UserError(f"a block must be at least 1 draw, got {self.block}")
 
     @property
-    def label(self) -> str:
-        return Path(self.name).name
+    def suite_label(self) -> str:
+        place, attribute = references.split(self.suite)
+        return attribute or Path(place).stem if references.is_reference(self.suite) else self.suite
 
     def options(self) -> list[str]:
-        """The words behind ``metaopt evaluate`` that ask for this, but for --out and --part."""
-        words = [self.name, "--suite", self.suite, "--baselines", ",".join(self.baselines)]
+        """The words behind ``metaopt evaluate`` that ask for this from any folder, but for --out and --shard."""
+        words = [*map(_absolute, self.names), "--suite", references.absolute(self.suite)]
+        if self.baselines is not None:
+            words += ["--baselines", ",".join(map(references.absolute, self.baselines))]
         words += ["--tasks", ",".join(self.only)] if self.only else []
+        for given in self.foreign:
+            name, reference = _split_foreign(given)
+            words += [
+                "--family",
+                f"{name}={references.absolute(reference)}" if name else references.absolute(reference),
+            ]
         numbers = {"steps": self.settings.num_steps, "seeds": self.settings.seeds, "draws": self.settings.draws}
         for name, number in (numbers | {"block": self.block}).items():
             words += [f"--{name}", str(number)]
         return words
 
 
-class Part(NamedTuple):
-    """One optimizer on some draws of one task: tuned and reported, it needs no other part."""
-
-    task: str
-    optimizer: str
-    draws: range
-
-
-def plan(request: Request) -> list[Part]:
-    """The parts of an evaluation, in the order of ``results.jsonl``.
+def prepare(request: Request) -> Comparison:
+    """Reads weights and finds tasks.
 
     Raises:
-      UserError: for an unknown name, one given twice, or missing data.
+      UserError: for an unknown name, one given twice, missing data, or a kind that does not solve a task.
     """
-    checkpoint.find(request.name)
-    for baseline in request.baselines:
-        if baseline not in BASELINES:
-            raise unknown("baseline", baseline, BASELINES)
-    draws = range(request.settings.draws)
-    blocks = [draws[first : first + request.block] for first in draws[:: request.block]]
-    names = [*request.baselines, request.label]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two optimizers are called {name!r}: name a baseline once, and no checkpoint like one")
-    return [Part(task.name, name, block) for task in _tasks(request) for name in names for block in blocks]
+    tasks = _tasks(request)
+    learned = [learned_method(label(n), read(n, request.foreign), tasks) for n in request.names]
+    comparison = Comparison(
+        [*_baselines(request, learned), *learned],
+        tasks,
+        request.settings,
+        title=f"{', '.join(method.name for method in learned)} on {request.suite_label}",
+    )
+    comparison.header["suite"] = request.suite_label
+    return comparison
 
 
-def evaluate(request: Request, out: Path) -> None:
-    """Compares a checkpoint with tuned baselines and writes ``results.jsonl`` to ``out``.
+def read(name: str, foreign: Sequence[str] = ()) -> Checkpoint:
+    """A checkpoint, or the newest state of a run, whose own code may run.
 
-    It is the loop over parts that hold all draws, so each optimizer is compiled once
-    for a task. What ``out`` holds of an earlier evaluation is replaced.
+    ``foreign`` as in ``Request``.
+    """
+    if (Path(name) / directory.CONFIG).is_file():
+        recipe = directory.read_recipe(Path(name))
+        theta, _ = training.read_theta(name)
+        seen: dict[str, Any] = {"meta_trained_on": directory.read_traits(Path(name))}
+        return Checkpoint(training.whole_family(directory.self_contained(recipe, Path(name))), theta, seen)
+    if families.is_ours(checkpoint.read_manifest(name)["family"]):
+        return checkpoint.read(name)
+    given = dict(_split_foreign(words) for words in foreign)
+    family = given.get(label(name), given.get(""))
+    if family is None:
+        raise UserError(
+            f"checkpoint {name} is of the family {checkpoint.read_manifest(name)['family']!r}, which metaopt does not "
+            "have and will not run unasked: give it with --family path/to/file.py:name"
+        )
+    return checkpoint.read(name, family=family)
+
+
+def evaluate(request: Request, out: Path) -> list[Row]:
+    """Compares and writes ``results.jsonl`` and the report to ``out``, whose earlier results are replaced.
+
+    It is the loop over shards that hold all draws, so each method is compiled once for a task.
+
+    Returns:
+      The rows of ``results.jsonl``.
 
     Raises:
-      UserError: for an unknown name, or a folder that cannot be written.
+      UserError: as ``prepare``, or if the folder cannot be written.
     """
-    request = dataclasses.replace(request, block=request.settings.draws)
-    parts, evaluation = plan(request), _Evaluation(request)
-    _make_writable(out)
-    with (out / report.RESULTS).open("w", buffering=1) as file:
-        file.write(json.dumps(evaluation.header) + "\n")
-        for i, part in enumerate(parts):
-            for row in evaluation.rows(part, f"[{i + 1}/{len(parts)}]"):
-                file.write(json.dumps(row) + "\n")
+    began = [0.0]
+
+    def say(what: str | None) -> None:
+        """Names the shard that begins; says of the one before how long it took."""
+        if began[0]:
+            print(f"{time.monotonic() - began[0]:.0f} s", flush=True)
+        began[0] = time.monotonic()
+        if what:
+            print(what, "...", end=" ", flush=True)
+
+    rows = run(prepare(request), out, say)
+    say(None)
+    return rows
 
 
-def evaluate_part(request: Request, out: Path, index: int) -> Path:
-    """Computes one part and writes ``out/parts/INDEX.jsonl``, whole or not at all.
+def evaluate_shard(request: Request, out: Path, index: int) -> Path:
+    """Computes one shard and writes ``out/shards/INDEX.jsonl``, whole or not at all.
 
-    Its first line is the header of the evaluation and, for ``merge``, which part of
+    Its first line is the header of the evaluation and, for ``merge``, which shard of
     how many it is and the options that ask for the same evaluation.
 
     Raises:
-      UserError: for an unknown name, an index out of range, or a folder that cannot
-        be written.
+      UserError: as ``prepare``, for an index out of range, or a folder that cannot be written.
     """
-    parts = plan(request)
-    if not 0 <= index < len(parts):
-        raise UserError(f"there is no part {index}: this evaluation has the parts 0 to {len(parts) - 1}")
-    evaluation = _Evaluation(request)
-    path = out / PARTS / f"{index}.jsonl"
-    _make_writable(path.parent)  # before the work, not after it
-    header = evaluation.header | {"part": index, "of": len(parts), "options": request.options()}
-    lines = [header, *evaluation.rows(parts[index], f"part {index} of 0 to {len(parts) - 1}:")]
+    comparison = prepare(request)
+    shards = comparison.shards(request.block)
+    if not 0 <= index < len(shards):
+        raise UserError(f"there is no shard {index}: this evaluation has the shards 0 to {len(shards) - 1}")
+    path, shard = out / SHARDS / f"{index}.jsonl", shards[index]
+    make_writable(path.parent)  # before the work, not after it
+    asked = {"names": [*map(_absolute, request.names)], "options": request.options()}
+    header = comparison.header | {"shard": index, "of": len(shards)} | asked
+    began = time.monotonic()
+    print(f"shard {index} of 0 to {len(shards) - 1}: {shard.method} on {shard.task} ...", end=" ", flush=True)
+    lines = [header, *comparison.rows(shard)]
+    print(f"{time.monotonic() - began:.0f} s", flush=True)
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines))
     unfinished.replace(path)
     return path
 
 
-def record(name: str, folder: Path) -> None:
-    """Writes the result of an evaluation into the manifest of the checkpoint.
+def shards(request: Request) -> list[Shard]:
+    """The work of an evaluation, shard by shard. Raises UserError as ``prepare``."""
+    return prepare(request).shards(request.block)
+
+
+def record(names: Sequence[str], folder: Path) -> None:
+    """Writes the result of an evaluation into the manifest of every checkpoint in it.
 
     Raises:
-      UserError: if the checkpoint has other weights by now.
+      UserError: if a checkpoint has other weights by now, or is a run.
     """
     header, _ = report.read(folder)
-    if header["weights_sha256"] != checkpoint.read_manifest(name)["sha256"]:
-        raise UserError(f"{folder} is of other weights than {name} has now: evaluate again")
-    checkpoint.record(name, results={header["suite"]: report.result(folder)})
+    check_recordable(names)
+    for name in names:
+        if header["weights_sha256"][label(name)] != checkpoint.read_manifest(name)["sha256"]:
+            raise UserError(f"{folder} is of other weights than {name} has now: evaluate again")
+    for name in names:
+        checkpoint.record(name, results={header["suite"]: report.result(folder, label(name))})
 
 
-class _Evaluation:
-    """A request made ready: weights read, tasks and optimizers by name."""
-
-    def __init__(self, request: Request):
-        found, tasks = checkpoint.read(request.name), _tasks(request)
-        entrants = [compare.baseline(name, BASELINES[name]) for name in request.baselines]
-        entrants.append(compare.learned(request.label, lambda n: found.optimizer.bind(found.theta, num_steps=n)))
-        self._settings = request.settings
-        self._tasks = {task.name: task for task in tasks}
-        self._entrants = {entrant.name: entrant for entrant in entrants}
-        self.header = _header(request, tasks, found.manifest)
-
-    def rows(self, part: Part, count: str) -> Iterator[compare.Row]:
-        """Computes a part, and says on the terminal which one and how long it took."""
-        began = time.monotonic()
-        print(f"{count} {part.optimizer} on {part.task} ...", end=" ", flush=True)
-        yield from compare.measure(self._tasks[part.task], self._entrants[part.optimizer], self._settings, part.draws)
-        print(f"{time.monotonic() - began:.0f} s", flush=True)
+def check_recordable(names: Sequence[str]) -> None:
+    """Raises UserError for what has no manifest to write a result into."""
+    for name in names:
+        if (Path(name) / directory.CONFIG).is_file():
+            raise UserError(f"{name} is a run and has no manifest: export it first, or leave out --record")
 
 
 def _tasks(request: Request) -> list[Task]:
@@ -169,30 +210,29 @@ def _tasks(request: Request) -> list[Task]:
     return [task for task in tasks if request.only is None or task.name in request.only]
 
 
-def _header(request: Request, tasks: list[Task], manifest: dict[str, Any]) -> dict[str, Any]:
-    """The first line of ``results.jsonl``."""
-    settings, trained_on = request.settings, manifest.get("meta_trained_on")
-    return {
-        "title": f"{request.label} on {request.suite}",
-        "learned": [request.label],
-        "reference": request.baselines[0],
-        "suite": request.suite,
-        "num_steps": settings.num_steps,
-        "seeds": settings.seeds,
-        "tuning_seeds": settings.tuning_seeds,
-        "draws": settings.draws,
-        "rates": {name: BASELINES[name].rates for name in request.baselines},
-        "novelty": {task.name: heldout.novelty(task.traits(), trained_on) for task in tasks},
-        "weights_sha256": manifest["sha256"],
-        "versions": {"metaopt": __version__, "jax": jax.__version__},
-        "device": jax.devices()[0].device_kind,
-    }
+def _baselines(request: Request, learned: Sequence[Method]) -> list[Method]:
+    if request.baselines is None:
+        return baseline_methods(None, learned)
+    known, chosen = families.baselines(learned[0].kind), {}
+    for name in request.baselines:
+        found = references.resolve(name) if references.is_reference(name) else known.get(name)
+        if found is None:
+            raise unknown(f"baseline of kind {learned[0].kind}", name, known)
+        if not isinstance(found, Baseline):
+            raise UserError(f"{name} is no baseline: it should be a metaopt.families.Baseline")
+        shown = references.split(name)[1] if references.is_reference(name) else name
+        if shown in chosen:
+            raise UserError(f"two methods are called {shown!r}: name a baseline once")
+        chosen[shown] = found
+    return baseline_methods(chosen, learned)
 
 
-def _make_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write results to {folder}: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write results to {folder}: permission denied")
+def _split_foreign(given: str) -> tuple[str, str]:
+    """``NAME=REFERENCE`` or ``REFERENCE``, whose name is ""."""
+    name, equals, reference = given.partition("=")
+    return (name, reference) if equals else ("", given)
+
+
+def _absolute(name: str) -> str:
+    """A folder by its whole path; a name as it is."""
+    return str(Path(name).resolve()) if len(Path(name).parts) > 1 or (Path(name) / directory.CONFIG).is_file() else name

@@ -103,8 +103,8 @@ def check_solved(learned: Learned, task: Task) -> None:
     """Raises UserError unless the task is solved by algorithms of this kind."""
     if learned.kind not in task.solved_by:
         raise UserError(
-            f"task {task.name} is solved by {' or '.join(task.solved_by)}, the family is of kind {learned.kind}: choose "
-            "another family or other tasks"
+            f"task {task.name} is solved by {' or '.join(task.solved_by)}, the family is of kind {learned.kind}: "
+            "choose another family or other tasks"
         )
 
 

@@ -3,15 +3,12 @@
 Expected: the meta-loss falls from -0.78 to -1.33, with estimator=pes to -1.39.
 """
 
-from meta_train.recipe import Recipe
+from meta_train.recipe import Episodes, Family, OuterLoop, Recipe, Run
 
 recipe = Recipe(
-    suite="digits",
-    optimizer="celo2",
-    settings={"learning_rate": 1e-3},
-    outer_steps=100,
-    longest=300,
-    learning_rate=3e-3,
-    warmup=20,
-    save_every=100,
+    family=Family("celo2", {"learning_rate": 1e-3}),
+    tasks="digits",
+    episodes=Episodes(longest=300),
+    outer=OuterLoop(outer_steps=100, learning_rate=3e-3, warmup=20),
+    run=Run(save_every=100),
 )

@@ -3,15 +3,12 @@
 Expected: the meta-loss falls from 0.6 to -1.94, with estimator=pes to -1.9.
 """
 
-from meta_train.recipe import Recipe
+from meta_train.recipe import Episodes, Family, OuterLoop, Recipe, Run
 
 recipe = Recipe(
-    suite="digits",
-    optimizer="coordinate_lstm",
-    settings={"rule": "l2o_dm", "scale": 1e-2},
-    outer_steps=100,
-    longest=300,
-    learning_rate=3e-3,
-    warmup=20,
-    save_every=100,
+    family=Family("coordinate_lstm", {"rule": "l2o_dm", "scale": 1e-2}),
+    tasks="digits",
+    episodes=Episodes(longest=300),
+    outer=OuterLoop(outer_steps=100, learning_rate=3e-3, warmup=20),
+    run=Run(save_every=100),
 )

@@ -3,15 +3,12 @@
 Expected: the meta-loss falls from -0.55 to -2.43, with estimator=pes to -2.11.
 """
 
-from meta_train.recipe import Recipe
+from meta_train.recipe import Episodes, Family, OuterLoop, Recipe, Run
 
 recipe = Recipe(
-    suite="digits",
-    optimizer="l2o_pa",
-    settings={"step_size": 0.3},
-    outer_steps=100,
-    longest=300,
-    learning_rate=3e-3,
-    warmup=20,
-    save_every=100,
+    family=Family("l2o_pa", {"step_size": 0.3}),
+    tasks="digits",
+    episodes=Episodes(longest=300),
+    outer=OuterLoop(outer_steps=100, learning_rate=3e-3, warmup=20),
+    run=Run(save_every=100),
 )

@@ -3,16 +3,13 @@
 Expected: the meta-loss falls from 0.01 to -1.05, with estimator=pes to -1.04.
 """
 
-from meta_train.recipe import Recipe
+from meta_train.recipe import Episodes, Estimation, Family, OuterLoop, Recipe, Run
 
 recipe = Recipe(
-    suite="digits-mup",
-    optimizer="small_fc",
-    settings={"hidden": 32, "step_multiplier": 1e-2},
-    outer_steps=100,
-    num_samples=8,
-    longest=300,
-    learning_rate=3e-3,
-    warmup=20,
-    save_every=100,
+    family=Family("small_fc", {"hidden": 32, "step_multiplier": 1e-2}),
+    tasks="digits-mup",
+    episodes=Episodes(longest=300),
+    estimator=Estimation(num_samples=8),
+    outer=OuterLoop(outer_steps=100, learning_rate=3e-3, warmup=20),
+    run=Run(save_every=100),
 )

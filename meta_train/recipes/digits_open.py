@@ -3,14 +3,12 @@
 Expected: the meta-loss falls from -0.19 to -1.69, with estimator=pes to -1.7.
 """
 
-from meta_train.recipe import Recipe
+from meta_train.recipe import Episodes, Family, OuterLoop, Recipe, Run
 
 recipe = Recipe(
-    suite="digits",
-    optimizer="open",
-    outer_steps=100,
-    longest=300,
-    learning_rate=3e-3,
-    warmup=20,
-    save_every=100,
+    family=Family("open", {"noisy": ""}),  # noise for all parameters, none is called actor
+    tasks="digits",
+    episodes=Episodes(longest=300),
+    outer=OuterLoop(outer_steps=100, learning_rate=3e-3, warmup=20),
+    run=Run(save_every=100),
 )

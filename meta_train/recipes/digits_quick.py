@@ -4,15 +4,13 @@ Expected: the meta-loss (mean log of the validation loss relative to its start) 
 from 0.4 to about -3. It learns its own task and little else.
 """
 
-from meta_train.recipe import Recipe
+from meta_train.recipe import Episodes, Estimation, Family, OuterLoop, Recipe, Run
 
 recipe = Recipe(
-    suite="digits",
-    settings={"hidden": 8, "step_multiplier": 0.03, "schedule": True, "relative": True},
-    sigma=0.03,
-    outer_steps=300,
-    longest=500,
-    learning_rate=1e-2,
-    warmup=20,
-    save_every=100,
+    family=Family("small_fc", {"hidden": 8, "step_multiplier": 0.03, "schedule": True, "relative": True}),
+    tasks="digits",
+    episodes=Episodes(longest=500),
+    estimator=Estimation(sigma=0.03),
+    outer=OuterLoop(outer_steps=300, learning_rate=1e-2, warmup=20),
+    run=Run(save_every=100),
 )

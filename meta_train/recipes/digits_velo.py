@@ -3,16 +3,13 @@
 Expected: the meta-loss falls from 0.51 to -1.5, with estimator=pes to -1.93.
 """
 
-from meta_train.recipe import Recipe
+from meta_train.recipe import Episodes, Estimation, Family, OuterLoop, Recipe, Run
 
 recipe = Recipe(
-    suite="digits",
-    optimizer="velo",
-    settings={"hidden": 16, "bank": 8, "step_multiplier": 3e-3},
-    sigma=0.03,
-    outer_steps=100,
-    longest=300,
-    learning_rate=1e-2,
-    warmup=20,
-    save_every=100,
+    family=Family("velo", {"hidden": 16, "bank": 8, "step_multiplier": 3e-3}),
+    tasks="digits",
+    episodes=Episodes(longest=300),
+    estimator=Estimation(sigma=0.03),
+    outer=OuterLoop(outer_steps=100, learning_rate=1e-2, warmup=20),
+    run=Run(save_every=100),
 )

@@ -6,21 +6,12 @@ fresh regressions come within 1e-3 of the optimum in 13 steps (median), FISTA in
 stay there at ten times the horizon: ``python -m tests.bench.lasso RUN``.
 """
 
-from meta_train.recipe import Recipe
+from meta_train.recipe import Episodes, Estimation, Family, OuterLoop, Recipe
 
 recipe = Recipe(
-    suite="lasso",
-    optimizer="l2o_pa",
-    settings={"l1": 0.1},
-    estimator="tbptt",
-    sigma=0.0,
-    objective="linear",
-    first_order=True,
-    num_samples=64,
-    shortest=100,
-    longest=100,
-    window=20,
-    outer_steps=2500,
-    learning_rate=1e-2,
-    warmup=0,
+    family=Family("l2o_pa", {"l1": 0.1}),
+    tasks="lasso",
+    episodes=Episodes(objective="linear", first_order=True, shortest=100, longest=100),
+    estimator=Estimation(name="tbptt", sigma=0.0, num_samples=64, window=20),
+    outer=OuterLoop(outer_steps=2500, learning_rate=1e-2, warmup=0),
 )

@@ -13,19 +13,12 @@ than twice that with 0.3, on batches of 64.
 Source: Vicol et al., arXiv:2112.13835, the problem of many hyper-parameters, at a smaller size.
 """
 
-from meta_train.recipe import Recipe
+from meta_train.recipe import Episodes, Estimation, Family, OuterLoop, Recipe
 
 recipe = Recipe(
-    suite="mnist-deep",
-    optimizer="hand",
-    settings={"rule": "adamw", "num_tensors": 12},
-    shortest=1000,
-    longest=1000,
-    objective="linear",
-    num_samples=16,
-    window=50,
-    sigma=0.3,
-    outer_steps=2000,
-    learning_rate=2e-2,
-    warmup=20,
+    family=Family("hand", {"rule": "adamw", "num_tensors": 12}),
+    tasks="mnist-deep",
+    episodes=Episodes(shortest=1000, longest=1000, objective="linear"),
+    estimator=Estimation(num_samples=16, window=50, sigma=0.3),
+    outer=OuterLoop(outer_steps=2000, learning_rate=2e-2, warmup=20),
 )

@@ -18,24 +18,14 @@ and 8 pairs PES was on its way when 2,000 outer steps were over.
 Source: Vicol et al., arXiv:2112.13835, the problem of learning-rate decay, at a smaller size.
 """
 
-from meta_train.recipe import Recipe
+from meta_train.recipe import Episodes, Estimation, Family, OuterLoop, Recipe
 
 recipe = Recipe(
-    suite="mnist-mlp",
-    optimizer="hand",
-    settings={
-        "rule": "momentum",
-        "learning_rate": 1e-3,
-        "decay_steps": 200,
-        "fixed": "log_one_minus_momentum",
-    },
-    shortest=2000,
-    longest=2000,
-    objective="linear",
-    num_samples=16,
-    window=50,
-    sigma=0.1,
-    outer_steps=2000,
-    learning_rate=2e-2,
-    warmup=20,
+    family=Family(
+        "hand", {"rule": "momentum", "learning_rate": 1e-3, "decay_steps": 200, "fixed": "log_one_minus_momentum"}
+    ),
+    tasks="mnist-mlp",
+    episodes=Episodes(shortest=2000, longest=2000, objective="linear"),
+    estimator=Estimation(num_samples=16, window=50, sigma=0.1),
+    outer=OuterLoop(outer_steps=2000, learning_rate=2e-2, warmup=20),
 )

@@ -4,18 +4,12 @@ Hand-written optimizers are meta-trained like any other; expected: the learning 
 grows from 0.01 and the meta-loss falls.
 """
 
-from meta_train.recipe import Recipe
+from meta_train.recipe import Episodes, Estimation, Family, OuterLoop, Recipe
 
 recipe = Recipe(
-    suite="quadratics",
-    optimizer="hand",
-    settings={"rule": "momentum", "learning_rate": 0.01},
-    estimator="pes",
-    shortest=50,
-    longest=200,
-    window=10,
-    sigma=0.1,
-    outer_steps=200,
-    learning_rate=3e-2,
-    warmup=10,
+    family=Family("hand", {"rule": "momentum", "learning_rate": 0.01}),
+    tasks="quadratics",
+    episodes=Episodes(shortest=50, longest=200),
+    estimator=Estimation(name="pes", window=10, sigma=0.1),
+    outer=OuterLoop(outer_steps=200, learning_rate=3e-2, warmup=10),
 )

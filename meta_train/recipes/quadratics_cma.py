@@ -7,20 +7,14 @@ learning rate 5.3 to 5.8 and momentum 0.30 to 0.43, with a meta-loss on 2,000 fr
 none to choose, and sigma 0.3 or 1 in place of 0.5 ends at -3.27 and -3.28.
 """
 
-from meta_train.recipe import Recipe
+from meta_train.recipe import Episodes, Estimation, Family, OuterLoop, Recipe, Run, Strategy
 
 recipe = Recipe(
-    suite="quadratics",
-    optimizer="hand",
-    settings={"rule": "momentum", "learning_rate": 0.01},
-    strategy="cma_es",
-    population=8,
-    num_samples=2,
-    shortest=50,
-    longest=200,
-    window=10,
-    sigma=0.5,
-    outer_steps=40,
-    warmup=0,
-    save_every=40,
+    family=Family("hand", {"rule": "momentum", "learning_rate": 0.01}),
+    tasks="quadratics",
+    episodes=Episodes(shortest=50, longest=200),
+    estimator=Estimation(num_samples=2, window=10, sigma=0.5),
+    strategy=Strategy("cma_es", population=8),
+    outer=OuterLoop(outer_steps=40, warmup=0),
+    run=Run(save_every=40),
 )

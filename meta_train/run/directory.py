@@ -1,170 +1,243 @@
-"""One meta-training run and its directory: start it, resume it, read it."""
+"""The run directory: what it holds, how it is begun, claimed and read.
+
+config.json    the recipe, and where what it names was found
+recipe.py      a copy of the recipe's file, where it did not come with metaopt
+tasks.json     traits of the tasks, as they were when the run started
+metrics.jsonl  a row an outer step
+state/         saved outer steps
+start/         the checkpoint that the run began from, where there is one
+"""
 
 import dataclasses
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-import jax
-import optax
-from jax.sharding import Mesh
-
-from meta_train import estimators, outer, strategies
-from meta_train import recipe as recipes
-from meta_train.inner import episodes
-from meta_train.parallel import devices, processes
+from meta_train import settings
 from meta_train.recipe import Recipe
-from meta_train.run import loop, mirrors, state
-from metaopt import checkpoint
-from metaopt.core import Theta
+from meta_train.recipes import EXPORT
+from meta_train.run import mirrors
+from metaopt import checkpoint, families, references
 from metaopt.errors import UserError
-from tasks import suites
 
-UNFINISHED = "config.json.tmp"
-START = "start"  # in a run directory: the checkpoint that it began from
-
-
-def compile_recipe(recipe: Recipe, mesh: Mesh) -> loop.Program:
-    """Builds what the recipe describes, for the devices of ``mesh``."""
-    optimizer = recipe.learned_optimizer()
-    problems = [episodes.build(optimizer, task, recipe.inner()) for task in suites.build(recipe.suite)]
-    tx = outer.optimizer(recipe.outer())
-    if recipe.strategy:
-        theta = jax.eval_shape(optimizer.init, jax.random.key(0))
-        tx = optax.chain(optax.clip_by_global_norm(recipe.clip), tx)
-        begin, step = strategies.build(theta, problems, recipe.strategies(), tx, mesh)
-    else:
-        built = [estimators.build(recipe.estimator, p, recipe.samples(), mesh, **recipe.options) for p in problems]
-        begin = lambda theta, key: outer.init(theta, built, tx, key)
-        step = outer.build_step(built, tx, recipe.clip)
-
-    def init():
-        k_theta, k_run = jax.random.split(jax.random.key(recipe.seed))
-        return begin(optimizer.init(k_theta), k_run)
-
-    chunk = outer.build_chunk(step, recipe.steps_per_dispatch, mesh)
-    return loop.Program(jax.jit(init, out_shardings=outer.shardings(mesh)), chunk)
+CONFIG, COPY, TASKS, METRICS = "config.json", "recipe.py", "tasks.json", "metrics.jsonl"
+START = "start"  # the checkpoint that it began from
+UNFINISHED = CONFIG + ".tmp"
+ENTRIES = ("recipe", "kind", "family", "source", "search")  # of config.json
+REFERENCES = ("family", "tasks", "estimator")  # settings that may be references
 
 
-def start(recipe: Recipe, run_dir: Path, mirror: str | None = None) -> bool:
-    """Begins a new run in a new or empty folder and carries it to its end; every process of a step calls this.
-
-    Args:
-      recipe: what to do.
-      run_dir: the folder.
-      mirror: where the metrics go besides metrics.jsonl, see ``meta_train.mirrors``.
-
-    Returns:
-      Whether it is done: a signal or the time limit of a job ends a run early.
-
-    Raises:
-      UserError: if the folder holds something or cannot be written, or what the mirror
-        needs is not installed.
-    """
-    if mirror:
-        mirrors.check(mirror)
-    run_dir = run_dir.resolve()
-    processes.on_first(lambda: _check_empty(run_dir))
-    compile_recipe(recipe, devices.mesh())  # what cannot be built leaves nothing behind
-    processes.on_first(lambda: _make(recipe, run_dir, mirror))
-    return _train(recipe, run_dir)
-
-
-def resume(run_dir: Path, recipe: Recipe | None = None, mirror: str | None = None) -> bool:
-    """Continues a run from its newest whole state, as if it had never stopped; returns as ``start`` does.
-
-    Args:
-      run_dir: of the run.
-      recipe: where given, must be the run's own.
-      mirror: one more for its metrics, see ``meta_train.mirrors``; those it has, it keeps.
-
-    Raises:
-      UserError: if there is no run, or ``recipe`` is another one, or what the mirror
-        needs is not installed.
-    """
-    stored = read_recipe(run_dir)
-    if recipe is not None and recipe != stored:
-        ours, theirs = dataclasses.asdict(recipe), dataclasses.asdict(stored)
-        different = [f"{k}={theirs[k]!r} (asked for {ours[k]!r})" for k in ours if ours[k] != theirs[k]]
-        raise UserError(f"{run_dir} is a run of another recipe: {', '.join(different)}; leave the recipe out to resume")
-    if not os.access(run_dir, os.W_OK):
-        raise UserError(f"cannot write to run directory {run_dir}: permission denied")
-    if mirror:
-        mirrors.check(mirror)
-        processes.on_first(lambda: mirrors.choose(run_dir, mirror))
-    return _train(stored, run_dir)
-
-
-def read_recipe(run_dir: Path) -> Recipe:
-    """The recipe of a run. Raises UserError if ``run_dir`` holds no run."""
-    path = run_dir / "config.json"
-    if not path.is_file():
-        raise UserError(f"{run_dir} holds no run: config.json is missing")
-    try:
-        return recipes.from_json(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-
-
-def recipe_json(recipe: Recipe) -> dict:
-    """What ``config.json`` holds."""
-    return dataclasses.asdict(recipe)
-
-
-def read_theta(run_dir: Path, step: int | None = None) -> tuple[Theta, int]:
-    """The meta-parameters of a saved outer step, the newest by default, and that step."""
-    recipe = _self_contained(read_recipe(run_dir), run_dir)
-    # One device can hold what any number of them saved. Made first: a run that goes on deletes old states.
-    like = compile_recipe(recipe, devices.mesh(1)).init()
-    if step is None:
-        step = state.newest(run_dir)
-    else:
-        state.check(run_dir, step)
-    if step is None:
-        raise UserError(f"{run_dir} has no saved state yet")
-    return recipe.complete(state.restore(run_dir, step, like).theta), step
-
-
-def _self_contained(recipe: Recipe, run_dir: Path) -> Recipe:
-    """The recipe with the run's own copy of the checkpoint it begins from."""
-    return dataclasses.replace(recipe, start=str((run_dir / START).resolve())) if recipe.start else recipe
-
-
-def _check_empty(run_dir: Path) -> None:
+def check_empty(run_dir: Path) -> None:
+    """Raises UserError unless a run can begin in ``run_dir``."""
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run directory {run_dir} is a file: choose another")
-    if run_dir.exists() and {path.name for path in run_dir.iterdir()} - {UNFINISHED}:
-        remedy = "continue it with --resume" if (run_dir / "config.json").exists() else "choose another"
+    found = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
+    if UNFINISHED in found:  # written first: what a start that was killed has left
+        found -= {UNFINISHED, COPY, TASKS}
+    if found:
+        remedy = "continue it with --resume" if (run_dir / CONFIG).exists() else "choose another"
         raise UserError(f"run directory {run_dir} is not empty: {remedy}")
 
 
-def _make(recipe: Recipe, run_dir: Path, mirror: str | None) -> None:
-    """Makes the folder; a kill in between leaves an empty one or a run."""
+def make(recipe: Recipe, kind: str, run_dir: Path, source: str | None = None, mirror: str | None = None) -> None:
+    """Makes the folder; a kill in between leaves one in which a run can begin, or a run.
+
+    Args:
+      recipe: what the run does.
+      kind: kind of its family.
+      run_dir: an empty folder, or none yet.
+      source: reference to the recipe where it did not come with metaopt; its file is copied.
+      mirror: where the metrics go besides metrics.jsonl, see ``mirrors``.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    config = {"recipe": settings.to_json(recipe), "kind": kind, "family": family_label(recipe, source)}
+    config |= _origins(recipe, source)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / UNFINISHED).write_text(json.dumps(recipe_json(recipe), indent=2) + "\n")
-        (run_dir / UNFINISHED).rename(run_dir / "config.json")
+        (run_dir / UNFINISHED).write_text(json.dumps(config, indent=2) + "\n")
+        if source:
+            shutil.copyfile(references.file_of(source), run_dir / COPY)
+        traits = [task.traits() for task in recipe.build_tasks()]
+        (run_dir / TASKS).write_text(json.dumps(traits, indent=2) + "\n")
+        (run_dir / UNFINISHED).rename(run_dir / CONFIG)
         if mirror:
             mirrors.choose(run_dir, mirror)
     except OSError as error:
         raise UserError(f"cannot write to run directory {run_dir}: {error.strerror}") from error
 
 
-def _keep_start(recipe: Recipe, run_dir: Path) -> None:
+def keep_start(recipe: Recipe, run_dir: Path) -> None:
     """Copies the checkpoint that a run begins from: it goes on whatever becomes of that."""
-    if not recipe.start or (run_dir / START).exists():
+    if not recipe.family.start or (run_dir / START).exists():
         return
     unfinished = run_dir / f"{START}.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        shutil.copytree(checkpoint.find(recipe.start), unfinished)
+        shutil.copytree(checkpoint.find(recipe.family.start), unfinished)
         unfinished.rename(run_dir / START)
     except OSError as error:
-        raise UserError(f"cannot copy checkpoint {recipe.start} to {run_dir}: {error}; then use --resume") from error
+        raise UserError(
+            f"cannot copy checkpoint {recipe.family.start} to {run_dir}: {error}; then use --resume"
+        ) from error
 
 
-def _train(recipe: Recipe, run_dir: Path) -> bool:
-    processes.on_first(lambda: _keep_start(recipe, run_dir))
-    schedule = loop.Schedule(recipe.outer_steps, recipe.steps_per_dispatch, recipe.save_every)
-    return loop.run(compile_recipe(_self_contained(recipe, run_dir), devices.mesh()), schedule, run_dir)
+def self_contained(recipe: Recipe, run_dir: Path) -> Recipe:
+    """The recipe with the run's own copy of the checkpoint it begins from."""
+    if not recipe.family.start:
+        return recipe
+    return dataclasses.replace(
+        recipe, family=dataclasses.replace(recipe.family, start=str((run_dir / START).resolve()))
+    )
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """What ``config.json`` holds. Raises UserError if ``run_dir`` holds no run."""
+    path = run_dir / CONFIG
+    if not path.is_file():
+        raise UserError(f"{run_dir} holds no run: {CONFIG} is missing")
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    for entry in ENTRIES:
+        if not isinstance(config, dict) or entry not in config:
+            raise UserError(f"{path} is damaged: {entry!r} is missing")
+    return config
+
+
+def read_recipe(run_dir: Path, given: Recipe | None = None) -> Recipe:
+    """The recipe of a run, with the objects that it names.
+
+    Args:
+      run_dir: the run.
+      given: a recipe whose objects take the place of those that the run has no file for.
+
+    Raises:
+      UserError: if there is no run, or what it names cannot be found again; the message says where it
+        was and how to give it.
+    """
+    config = read_config(run_dir)
+    for setting in REFERENCES:
+        _check_found(run_dir, setting, _named(config["recipe"], setting), config["search"])
+    if not settings.has_objects(config["recipe"]):
+        return settings.from_json(config["recipe"])
+    objects = given or _recipe_of(run_dir, config)
+    return settings.from_json(config["recipe"], objects)
+
+
+def relocate(run_dir: Path, pairs: list[str]) -> None:
+    """Gives a run the new places of what it names, ``tasks=./elsewhere.py:suite``.
+
+    Raises:
+      UserError: for another setting than a reference: a run keeps its recipe.
+    """
+    config = read_config(run_dir)
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        old = _named(config["recipe"], name) if name in REFERENCES else None
+        if not references.is_reference(old) or not references.is_reference(text):
+            raise UserError(
+                f"{pair} cannot change: a run keeps its recipe, only the place of {', '.join(REFERENCES)} can be "
+                "given anew"
+            )
+        if name == "tasks":
+            config["recipe"][name] = references.absolute(text)
+        else:
+            config["recipe"][name]["name"] = references.absolute(text)
+        config["search"] = [*dict.fromkeys([*config["search"], str(references.folder_of(text))])]
+    _write_config(run_dir, config)
+
+
+def read_traits(run_dir: Path) -> list[dict[str, Any]]:
+    """Traits of the tasks, as they were when the run started. Raises UserError if they are damaged."""
+    try:
+        return json.loads((run_dir / TASKS).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run_dir / TASKS} is damaged: {error}") from error
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of ``metrics.jsonl``; none where nothing was run."""
+    path = run_dir / METRICS
+    return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
+
+
+def check_writable(run_dir: Path) -> None:
+    if not os.access(run_dir, os.W_OK):
+        raise UserError(f"cannot write to run directory {run_dir}: permission denied")
+
+
+def family_label(recipe: Recipe, source: str | None) -> str:
+    """What a checkpoint of the run will say of its family: a name, or what a user can give as family=."""
+    name = recipe.family.name
+    if not name:
+        return checkpoint.read_manifest(recipe.family.start)["family"]
+    if families.is_ours(name):
+        return name
+    if isinstance(name, str):
+        return _without_folder(name)
+    if source:
+        module = references.resolve(references.split(source)[0])
+        for attribute, value in vars(module).items():
+            if value is name:
+                return _without_folder(f"{references.split(source)[0]}:{attribute}")
+    return f"<{families.label(name)}>"
+
+
+def _without_folder(reference: str) -> str:
+    """A checkpoint goes to other machines: of a path it keeps the name of the file."""
+    return reference.rpartition("/")[2]
+
+
+def _origins(recipe: Recipe, source: str | None) -> dict[str, Any]:
+    """Where foreign names came from: the recipe's own file, and the folders of all references."""
+    named = [recipe.family.name, recipe.tasks, recipe.estimator.name, source]
+    folders = [str(references.folder_of(name)) for name in named if references.is_reference(name)]
+    return {"source": references.absolute(source) if source else None, "search": [*dict.fromkeys(folders)]}
+
+
+def _recipe_of(run_dir: Path, config: dict[str, Any]) -> Recipe:
+    """The recipe that its file exports, for its objects."""
+    source = config["source"]
+    if source is None:
+        raise UserError(
+            f"{run_dir} was begun in Python with objects that have no name: go on there, with "
+            f"meta_train.resume({str(run_dir)!r}, recipe)"
+        )
+    place, name = references.split(source)
+    copy, original = run_dir / COPY, Path(place)
+    # The original itself as long as it is the same: files beside it are where it expects them.
+    same = place.endswith(".py") and original.is_file() and original.read_bytes() == copy.read_bytes()
+    try:
+        module = references.load_file(original if same else copy, config["search"])
+    except UserError as error:
+        raise UserError(
+            f"{error}; {copy} is the copy of {source} that this run goes by: what it imports lay in "
+            f"{', '.join(config['search'])}, put it back there or add its folder to PYTHONPATH"
+        ) from error
+    return getattr(module, name or EXPORT)
+
+
+def _check_found(run_dir: Path, setting: str, name: Any, search: list[str]) -> None:
+    if not references.is_reference(name):
+        return
+    try:
+        references.resolve(name, search=search)
+    except UserError as error:
+        raise UserError(
+            f"{run_dir} has {setting}={name} ({error}): put it back, or give its new place with metaopt train --resume "
+            f"{run_dir} {setting}=path/to/file.py:name"
+        ) from error
+
+
+def _named(values: dict[str, Any], setting: str) -> Any:
+    return values["tasks"] if setting == "tasks" else values[setting]["name"]
+
+
+def _write_config(run_dir: Path, config: dict[str, Any]) -> None:
+    (run_dir / UNFINISHED).write_text(json.dumps(config, indent=2) + "\n")
+    (run_dir / UNFINISHED).rename(run_dir / CONFIG)

@@ -1,53 +1,66 @@
-"""From a run directory to a checkpoint."""
+"""From a run directory to a checkpoint: theta, what it has seen and what it cost."""
 
-import json
 from pathlib import Path
+from typing import Any
 
-from meta_train.run import directory
-from metaopt import checkpoint
-from tasks import suites
+import jax
+
+from meta_train.run import directory, state
+from metaopt import checkpoint, families
 
 HISTORY = ("sha256", "recipe", "cost", "started_from", "source", "licence")  # kept of the checkpoint a run began from
 
 
-def export(run_dir: Path, name: str, step: int | None = None, summary: str = "") -> Path:
+def export(
+    run_dir: str | Path, name: str | Path, step: int | None = None, summary: str = "", licence: str | None = None
+) -> Path:
     """Writes the meta-parameters of a run as a checkpoint and returns its folder.
 
-    The manifest says what they were meta-trained on, so that "held out" can be
-    decided by code.
+    It reads what the run recorded, and neither the data nor the code of its tasks: "held out" is
+    decided from the traits that they had when the run started.
+
+    Args:
+      run_dir: the run.
+      name: name or folder of the checkpoint, as for ``checkpoint.save``.
+      step: a saved outer step, the newest by default.
+      summary: one line for the list of checkpoints.
+      licence: licence of the weights; not given, that of the weights the run began from, else none is
+        claimed.
 
     Raises:
       UserError: if there is no run, no saved state, or theta is not finite.
     """
-    recipe = directory.read_recipe(run_dir)
-    theta, step = directory.read_theta(run_dir, step)
-    tasks = suites.build(recipe.suite)
-    rows = [json.loads(row) for row in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if row["step"] <= step]
-    # What is deployed has seen, and cost, all that led here.
-    before = checkpoint.read_manifest(run_dir / directory.START) if recipe.start else {}
-    seen = before.get("meta_trained_on") if before else []  # None: begun from weights of unknown training
+    run_dir = Path(run_dir)
+    run_config = directory.read_config(run_dir)
+    recipe, family = run_config["recipe"], run_config["family"]
+    step = state.find(run_dir, step)
+    rows = [row for row in directory.read_metrics(run_dir) if row["step"] <= step]
+    arrays = checkpoint.flatten(state.read_theta(run_dir, step))
+    before: dict[str, Any] = {}
+    if recipe["family"]["start"]:
+        before = checkpoint.read_manifest(run_dir / directory.START)
+        # What was held constant is deployed as well.
+        arrays = checkpoint.read_arrays(run_dir / directory.START) | arrays
+    about: dict[str, Any] = {"summary": summary, "recipe": recipe, "cost": _cost(rows, step, before)}
+    if licence or before.get("licence"):
+        about["licence"] = licence or before["licence"]
+    # What is deployed has seen all that led here; nobody knows where it began from weights of unknown training.
+    if not before or "meta_trained_on" in before:
+        about["meta_trained_on"] = [*before.get("meta_trained_on", []), *directory.read_traits(run_dir)]
+    if before:
+        about["started_from"] = {key: before[key] for key in HISTORY if key in before}
+    config = before.get("config") or recipe["family"]["settings"]
+    if not families.is_ours(family):
+        return checkpoint.write(name, run_config["kind"], family, config, arrays, **about)
+    expected = jax.eval_shape(families.build(family, **config).init, jax.random.key(0))
+    return checkpoint.save(name, family, config, checkpoint.unflatten(arrays, expected, run_dir), **about)
+
+
+def _cost(rows: list[dict[str, Any]], step: int, before: dict[str, Any]) -> dict[str, Any]:
+    """What all that led here cost: outer steps, inner steps, hours of dispatches."""
     cost = {
         "outer_steps": step,
         "inner_steps": round(sum(row["inner_steps"] for row in rows)),
-        "hours": _hours(rows),
+        "hours": round(sum(row["seconds"] for row in rows) / 3600, 4),
     }
-    return checkpoint.save(
-        name,
-        recipe.optimizer,
-        recipe.settings,
-        theta,
-        summary=summary,
-        licence="Apache-2.0",
-        recipe=directory.recipe_json(recipe),
-        cost={name: round(value + before.get("cost", {}).get(name, 0), 2) for name, value in cost.items()},
-        **({"meta_trained_on": [*seen, *[task.traits() for task in tasks]]} if seen is not None else {}),
-        **({"started_from": {k: before[k] for k in HISTORY if k in before}} if before else {}),
-    )
-
-
-def _hours(rows: list[dict]) -> float:
-    """Time spent between dispatches; a gap of over a minute is an interruption and left out."""
-    stamps = [row["time"] for row in rows]
-    gaps = [later - earlier for earlier, later in zip(stamps[:-1], stamps[1:], strict=True)]
-    return round(sum(gap for gap in gaps if gap < 60) / 3600, 2)
+    return {name: round(value + before.get("cost", {}).get(name, 0), 4) for name, value in cost.items()}

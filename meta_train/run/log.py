@@ -32,17 +32,18 @@ class Log:
         self._file = self._path.open("a", buffering=1)
         self._mirrors = Mirrors(run_dir, kept)
 
-    def write(self, first_step: int, metrics: dict[str, np.ndarray]) -> None:
-        """Writes a dispatch: metrics of shape (steps,), the first for ``first_step``.
+    def write(self, first_step: int, metrics: dict[str, np.ndarray], seconds: float) -> None:
+        """Writes a dispatch: metrics of shape (steps,), the first for ``first_step``, and how long it took.
 
         Raises:
           UserError: if the disk is full.
         """
-        rows = []
-        for i in range(len(next(iter(metrics.values())))):
+        rows, num_steps = [], len(next(iter(metrics.values())))
+        for i in range(num_steps):
             # A value that is not finite becomes null: NaN is not JSON.
             row = {name: _number(values[i]) for name, values in metrics.items()}
-            rows.append({"step": first_step + i, "time": round(time.time(), 3), **row})
+            spent = {"time": round(time.time(), 3), "seconds": _number(seconds / num_steps)}
+            rows.append({"step": first_step + i, **spent, **row})
         try:
             self._file.write("".join(json.dumps(row) + "\n" for row in rows))
         except OSError as error:

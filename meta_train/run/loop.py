@@ -1,4 +1,4 @@
-"""The life of a run: dispatch, log, save, look at the clock; go on where an earlier life ended."""
+"""The training loop of a run: dispatch outer steps, log, checkpoint, stop before the time limit."""
 
 import time
 from collections.abc import Callable
@@ -8,19 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from meta_train.outer import TrainState
 from meta_train.parallel import processes
+from meta_train.program import Compiled
 from meta_train.run import preempt
 from meta_train.run.log import Log, Progress
 from meta_train.run.preempt import Reason
 from meta_train.run.state import StateStore, restore, set_damaged_aside
+from metaopt.core import Theta
 
-
-class Program(NamedTuple):
-    """A recipe turned into functions: the first state, and a dispatch of outer steps."""
-
-    init: Callable[[], TrainState]
-    chunk: Any  # (state) -> (state, metrics), as jax.jit returns it
+Metrics = dict[str, np.ndarray]  # of a dispatch, (steps,) each; "step" is the outer step
+OnMetrics = Callable[[Metrics], Any]  # called after every dispatch; a true value ends the run
 
 
 class Schedule(NamedTuple):
@@ -31,14 +28,16 @@ class Schedule(NamedTuple):
     save: int
 
 
-def run(program: Program, schedule: Schedule, run_dir: Path) -> bool:
-    """Runs to the end, or until a signal, the time limit of the job or another process ends it.
+def run(
+    compiled: Compiled, schedule: Schedule, run_dir: Path, on_metrics: OnMetrics | None = None
+) -> tuple[Theta, bool]:
+    """Runs to the end, or until a signal, the time limit of the job, a callback or another process ends it.
 
     Every process of a step calls this; the first writes and prints. Between two dispatches
     they agree whether to go on, so that all of them save the same outer step.
 
     Returns:
-      Whether the end is reached. If not, the state is saved.
+      Theta, on the host, and whether the end is reached. If not, the state is saved.
 
     Raises:
       UserError: if saving fails or is planned more seldom than the job has time for, if no
@@ -48,24 +47,26 @@ def run(program: Program, schedule: Schedule, run_dir: Path) -> bool:
     with preempt.signals() as received:
         watch = preempt.Watch(run_dir, received, min(save, total) / dispatch)
         saved = processes.on_first(lambda: set_damaged_aside(run_dir))
-        state, store = program.init(), StateStore(run_dir)
+        state, store = compiled.init(), StateStore(run_dir)
         if saved is not None:
             state = restore(run_dir, saved, state)
         step = saved or 0
         # Apart from the first dispatch, whose time tells how long the next will take.
-        chunk = program.chunk.lower(state).compile()
-        desk = _Desk(run_dir, total, step)
+        run_dispatch = compiled.dispatch.lower(state).compile()
+        writer = _RunWriter(run_dir, total, step)
         try:
             reason = watch.agree()
             while step < total and not reason:
                 began = time.monotonic()
-                state, metrics = chunk(state)
+                state, metrics = run_dispatch(state)
                 metrics = jax.device_get(metrics)
                 watch.dispatched(time.monotonic() - began)
+                if on_metrics and on_metrics(_numbered(metrics, step)):
+                    received.append(Reason.INTERRUPT)
                 reason = watch.agree()
                 if reason is Reason.TAKEN:
                     break
-                desk.write(step + 1, metrics, watch.dispatch)
+                writer.write(step + 1, metrics, watch.dispatch)
                 step += dispatch
                 if reason or step == total or step % save == 0:
                     began = time.monotonic()
@@ -73,15 +74,39 @@ def run(program: Program, schedule: Schedule, run_dir: Path) -> bool:
                     watch.saved(time.monotonic() - began)
             watch.leave(Reason.NONE if step == total else reason)  # before closing, which may take its time
             if step < total:
-                desk.say(f"stopped at outer step {step}; continue with: metaopt train --resume {run_dir}")
+                writer.say(f"stopped at outer step {step}; continue with: metaopt train --resume {run_dir}")
         finally:
-            desk.close()
+            writer.close()
             store.close()
-    return step == total
+    return jax.device_get(state.theta), step == total
 
 
-class _Desk:
-    """What a run writes and prints: the first process does, and all learn where it cannot."""
+def run_in_memory(
+    compiled: Compiled, schedule: Schedule, on_metrics: OnMetrics | None = None
+) -> tuple[Theta, bool, Metrics]:
+    """Runs without a directory, to the end or until the callback ends it.
+
+    Returns:
+      Theta, on the host, whether the end is reached, and the metrics of all outer steps.
+    """
+    state, collected, step = compiled.init(), [], 0
+    while step < schedule.total:
+        state, metrics = compiled.dispatch(state)
+        collected.append(_numbered(jax.device_get(metrics), step))
+        step += schedule.dispatch
+        if on_metrics and on_metrics(collected[-1]):
+            break
+    metrics = jax.tree.map(lambda *arrays: np.concatenate(arrays), *collected)
+    return jax.device_get(state.theta), step == schedule.total, metrics
+
+
+def _numbered(metrics: Metrics, step: int) -> Metrics:
+    """The metrics of a dispatch that began after ``step`` outer steps, with their "step"."""
+    return {"step": step + 1 + np.arange(len(metrics["meta_loss"]))} | metrics
+
+
+class _RunWriter:
+    """Process 0 writes metrics and prints; its errors are raised on every process."""
 
     def __init__(self, run_dir: Path, total: int, step: int):
         self._run_dir, self._log, self._progress = run_dir, None, Progress(total, step)
@@ -106,14 +131,15 @@ class _Desk:
 
     def _write(self, first_step: int, metrics: dict[str, np.ndarray], seconds: float) -> None:
         assert self._log
-        self._log.write(first_step, metrics)
+        self._log.write(first_step, metrics, seconds)
         last = first_step + len(metrics["meta_loss"]) - 1
         self._progress.update(last, _meta_loss(metrics), float(np.sum(metrics["inner_steps"])) / seconds)
         if np.all(metrics["skipped"]):
             dead = max(float(np.max(v)) for k, v in metrics.items() if k.endswith("frac_dead"))
             self.say(
                 f"warning: no usable meta-gradient up to outer step {last} ({dead:.0%} of the samples dead); theta is "
-                f"unchanged. Lower settings.step_multiplier or sigma, see {self._run_dir / 'metrics.jsonl'}"
+                "unchanged. Lower sigma, or the step size that the family begins with, see "
+                f"{self._run_dir / 'metrics.jsonl'}"
             )
 
 

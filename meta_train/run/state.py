@@ -1,21 +1,28 @@
-"""Saving and restoring the state of a run, with Orbax."""
+"""Saving and restoring the state of a run, with Orbax.
 
+Theta is an item of its own in every saved step, so that it can be read without the code that made it.
+"""
+
+import dataclasses
 import hashlib
 import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
 from meta_train.outer import TrainState
 from meta_train.parallel import processes
+from metaopt.core import Theta
 from metaopt.errors import UserError
 
 UNFINISHED = "saving was not finished"  # what is wrong with a state that has no sums
+THETA, REST = "theta", "rest"  # the items of a saved step
 SUMS = "SHA256SUMS"  # of every file of a saved step, as ``sha256sum -c`` reads it; written last
 
 
@@ -56,7 +63,9 @@ class StateStore:
         step = int(state.step)
         try:
             # force: else a process that lists the folder late leaves the save out, and the others wait for it.
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+            items = {THETA: {THETA: state.theta}, REST: dataclasses.replace(state, theta=())}
+            saved = ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()})
+            self._manager.save(step, args=saved, metrics=metrics, force=True)
             processes.on_first(lambda: _seal(self._folder / str(step)))
         except Exception as error:
             if processes.is_loss(error):
@@ -81,15 +90,38 @@ def restore(run_dir: Path, step: int, like: TrainState) -> TrainState:
     Raises:
       UserError: if it belongs to another recipe.
     """
-    folder = run_dir.resolve() / "state" / str(step)
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    theta = _read(run_dir, step, THETA, {THETA: like.theta})[THETA]
+    rest: TrainState = _read(run_dir, step, REST, dataclasses.replace(like, theta=()))
+    return dataclasses.replace(rest, theta=theta)
+
+
+def read_theta(run_dir: Path, step: int) -> Theta:
+    """Theta of a saved step as dicts and lists of arrays on one device, whatever saved it and whatever it is for.
+
+    Raises:
+      UserError: if it cannot be read.
+    """
+    here = SingleDeviceSharding(jax.devices()[0])
+    saved = ocp.StandardCheckpointHandler().metadata(_folder(run_dir, step) / THETA)
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), saved.tree)
+    return _read(run_dir, step, THETA, like)[THETA]
+
+
+def _read(run_dir: Path, step: int, item: str, like: Any) -> Any:
+    """An item of a saved step, in the structure, dtypes and shardings of ``like``."""
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return cast(TrainState, checkpointer.restore(folder / "default", abstract))
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+            return checkpointer.restore(_folder(run_dir, step) / item, abstract)
     except Exception as error:
         if processes.is_loss(error):
             raise
-        raise UserError(f"cannot restore outer step {step} from {folder.parent}: {_first_line(error)}") from error
+        folder = run_dir.resolve() / "state"
+        raise UserError(f"cannot restore outer step {step} from {folder}: {_first_line(error)}") from error
+
+
+def _folder(run_dir: Path, step: int) -> Path:
+    return run_dir.resolve() / "state" / str(step)
 
 
 def newest(run_dir: Path) -> int | None:
@@ -127,12 +159,18 @@ def set_damaged_aside(run_dir: Path) -> int | None:
     return found
 
 
-def check(run_dir: Path, step: int) -> None:
-    """Raises UserError unless ``step`` was saved and is whole."""
+def find(run_dir: Path, step: int | None) -> int:
+    """A saved outer step that is whole, the newest where none is named. Raises UserError if there is none."""
+    if step is None:
+        found = newest(run_dir)
+        if found is None:
+            raise UserError(f"{run_dir} has no saved state yet")
+        return found
     if step not in _steps(run_dir):
         raise UserError(f"{run_dir} has no saved outer step {step}: there are {sorted(_steps(run_dir)) or 'none'}")
     if fault := _fault(run_dir / "state" / str(step)):
         raise UserError(f"outer step {step} of {run_dir} is damaged: {fault}")
+    return step
 
 
 def _steps(run_dir: Path) -> list[int]:

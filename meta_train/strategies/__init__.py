@@ -30,7 +30,7 @@ from meta_train.estimators.samples import Sampling
 from meta_train.outer import Program, TrainState
 from meta_train.strategies import algorithms, fitness, population
 from meta_train.strategies.algorithms import STRATEGIES, Strategy
-from metaopt.core import InnerProblem, Key, PyTree, Theta
+from metaopt.core import InnerProblem, PyTree, Theta
 
 __all__ = ["STRATEGIES", "Search", "Strategy", "build"]
 

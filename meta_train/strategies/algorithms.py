@@ -94,7 +94,5 @@ def build(
 def _common_length(problems: Sequence[InnerProblem], name: str, window: int) -> int:
     lengths = sorted({problem.longest for problem in problems})
     if len(lengths) > 1 or not lengths[0] or lengths[0] % window:
-        raise UserError(
-            f"{name} needs episodes of one known length, a multiple of the window {window}, got {lengths}"
-        )
+        raise UserError(f"{name} needs episodes of one known length, a multiple of the window {window}, got {lengths}")
     return lengths[0]

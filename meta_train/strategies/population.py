@@ -84,7 +84,9 @@ def over_mesh(windows: Sequence[Window], strategy: Strategy, sampling: Sampling,
 
         each = (members, kept)
         measured, kept = (
-            jax.lax.map(one_member, each, batch_size=sampling.at_once) if sampling.at_once else jax.vmap(one_member)(each)
+            jax.lax.map(one_member, each, batch_size=sampling.at_once)
+            if sampling.at_once
+            else jax.vmap(one_member)(each)
         )
         return jax.lax.all_gather(measured, SAMPLE_AXIS, tiled=True), kept
 

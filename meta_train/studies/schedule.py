@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from meta_train import training
 from meta_train.recipe import Recipe
 from meta_train.run import directory
 from metaopt.core import Theta
@@ -24,7 +25,6 @@ from metaopt.errors import UserError
 from metaopt.evaluation import statistics
 from metaopt.evaluation.run import trainer
 from metaopt.optimizers import hand
-from tasks import suites
 
 RATES = tuple(float(f"{rate:.3g}") for rate in 10 ** np.linspace(-3, -0.5, 8))
 DECAYS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
@@ -57,10 +57,10 @@ def write(run_dirs: list[Path], out: Path, seeds: int = 20, tuning_seeds: int = 
 
 def study(recipe: Recipe, run_dirs: list[Path], seeds: int, tuning_seeds: int) -> dict[str, Any]:
     """Measures the grid and the runs; plain JSON values, null for what is not finite."""
-    (task,) = suites.build(recipe.suite)
-    config = hand.Config(**recipe.settings)
+    (task,) = recipe.build_tasks()
+    config = hand.Config(**recipe.family.settings)
     optimizer = hand.build(config)
-    num_steps = recipe.inner().horizon.bound
+    num_steps = recipe.episodes.bound(recipe.estimator.window)
     every = next(k for k in range(-(-num_steps // POINTS), num_steps + 1) if num_steps % k == 0)
     train = trainer(task, lambda theta: optimizer.bind(theta, num_steps=num_steps), num_steps, every)
 
@@ -76,10 +76,10 @@ def study(recipe: Recipe, run_dirs: list[Path], seeds: int, tuning_seeds: int) -
     tuned = [measure([point(rate, decay) for rate in RATES], 1, tuning_seeds) for decay in DECAYS]
     surface = np.array([statistics.median(_along(curves.valid)) for curves in tuned])
     best = np.unravel_index(np.argmin(surface), surface.shape)
-    entrants = {path.name: jax.device_get(directory.read_theta(path)[0]) for path in run_dirs}
-    entrants[GRID] = point(RATES[best[1]], DECAYS[best[0]])
-    entrants[CONSTANT] = point(RATES[np.argmin(surface[DECAYS.index(0.0)])], 0.0)
-    curves = measure(list(entrants.values()), 2, seeds)
+    thetas = {path.name: jax.device_get(training.read_theta(path)[0]) for path in run_dirs}
+    thetas[GRID] = point(RATES[best[1]], DECAYS[best[0]])
+    thetas[CONSTANT] = point(RATES[np.argmin(surface[DECAYS.index(0.0)])], 0.0)
+    curves = measure(list(thetas.values()), 2, seeds)
 
     spent = {path.name: sum(row["inner_steps"] for row in _metrics(path)) for path in run_dirs}
     spent |= {GRID: surface.size * tuning_seeds * num_steps, CONSTANT: len(RATES) * tuning_seeds * num_steps}
@@ -104,7 +104,7 @@ def study(recipe: Recipe, run_dirs: list[Path], seeds: int, tuning_seeds: int) -
                 "test": _with_interval(_finite(curves.test[i])),
                 "valid": _plain([_with_interval(losses) for losses in _finite(curves.valid[i]).T]),
             }
-            for i, (name, theta) in enumerate(entrants.items())
+            for i, (name, theta) in enumerate(thetas.items())
         },
         "paths": {path.name: _path(path) for path in run_dirs},
     }
@@ -157,12 +157,22 @@ def _common_recipe(run_dirs: list[Path]) -> Recipe:
         raise UserError("runs are told apart by the names of their folders: give them different ones")
     recipes = [directory.read_recipe(path) for path in run_dirs]
     for path, recipe in zip(run_dirs, recipes, strict=True):
-        if recipe.optimizer != "hand" or not recipe.settings.get("decay_steps") or recipe.settings.get("num_tensors"):
+        learns = recipe.family.settings
+        if recipe.family.name != "hand" or not learns.get("decay_steps") or learns.get("num_tensors"):
             raise UserError(f"{path} learns no rate and decay of hand: meta-train mnist-schedule, or the like of it")
-        for name in ("suite", "settings", "longest"):
-            if getattr(recipe, name) != getattr(recipes[0], name):
+        for name, ours, theirs in _comparable(recipe, recipes[0]):
+            if ours != theirs:
                 raise UserError(f"{path} and {run_dirs[0]} cannot be compared: they differ in {name}")
     return recipes[0]
+
+
+def _comparable(recipe: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
+    """What two recipes have to have in common, by name."""
+    return [
+        ("tasks", recipe.tasks, other.tasks),
+        ("settings", recipe.family.settings, other.family.settings),
+        ("longest", recipe.episodes.longest, other.episodes.longest),
+    ]
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,5 @@
 """Any algorithm on any task, against tuned baselines, with intervals."""
 
-from metaopt.evaluation.evaluate import evaluate
+from metaopt.evaluation.comparison import evaluate
 
 __all__ = ["evaluate"]

@@ -10,7 +10,7 @@ import numpy as np
 from metaopt.errors import UserError
 from metaopt.evaluation import plots, statistics, summary
 from metaopt.evaluation.compare import Row
-from metaopt.evaluation.evaluate import RESULTS
+from metaopt.evaluation.comparison import RESULTS
 
 REPORT = "report.html"
 

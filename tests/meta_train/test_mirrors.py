@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from meta_train import cli
+from meta_train import cli, training
 from meta_train.run import directory, mirrors
 from meta_train.run.log import Log
 from tests.meta_train.test_run import TINY
@@ -19,7 +19,7 @@ from tests.meta_train.test_run import TINY
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    (tmp_path / "config.json").write_text(json.dumps(directory.recipe_json(TINY)))
+    directory.make(TINY, "optimizer", tmp_path)
     return tmp_path
 
 
@@ -27,7 +27,7 @@ def live(folder, start, last):
     """One life of a run: goes on from ``start`` and logs the steps up to ``last``, two a dispatch."""
     log = Log(folder, start)
     for step in range(start + 1, last, 2):
-        log.write(step, {"meta_loss": np.array([step, step + 1.0]), "bad": np.array([np.nan, 1.0])})
+        log.write(step, {"meta_loss": np.array([step, step + 1.0]), "bad": np.array([np.nan, 1.0])}, seconds=1.0)
     log.close()
 
 
@@ -122,8 +122,8 @@ def test_a_wandb_that_breaks_is_one_warning(folder, monkeypatch, capsys, place):
 
 def test_a_run_survives_a_wandb_that_breaks(tmp_path, monkeypatch, capsys):
     fake_wandb(monkeypatch, "log")
-    directory.start(TINY, folder := tmp_path / "run", "wandb")
-    assert directory.read_theta(folder)[1] == TINY.outer_steps
+    training.train(TINY, folder := tmp_path / "run", mirror="wandb")
+    assert training.read_theta(folder)[1] == TINY.outer.outer_steps
     assert capsys.readouterr().out.count("warning: wandb failed") == 1
 
 
@@ -187,7 +187,7 @@ def test_a_run_without_a_mirror_has_none(folder):
 @pytest.mark.parametrize("name, package", [("wandb", "wandb"), ("tensorboard", "tensorboardX")])
 def test_what_is_not_installed_is_named_before_the_run_begins(capsys, folder, monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr("meta_train.devices.make_cpu_devices", lambda num_samples, num_devices: None)
+    monkeypatch.setattr("meta_train.parallel.devices.make_cpu_devices", lambda num_samples, num_devices: None)
     new = folder / "new"
     for arguments in (["quadratics", "--dir", new], ["--resume", folder]):
         assert cli.main([str(word) for word in ["train", *arguments, "--log", name]]) == 2

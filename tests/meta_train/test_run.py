@@ -1,5 +1,6 @@
 """Runs on disk: killed and resumed, full disks, folders of somebody else."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,10 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from meta_train import recipe as recipes
-from meta_train.inner import episodes
+from meta_train import program, settings, training
+from meta_train.inner import recorded
 from meta_train.parallel import devices
-from meta_train.recipe import Recipe
+from meta_train.recipe import Episodes, Estimation, Family, OuterLoop, Recipe, Run
 from meta_train.run import directory, preempt
 from meta_train.run.log import Log
 from meta_train.run.state import StateStore
@@ -32,16 +33,12 @@ SMALL = [
     "steps_per_dispatch=5",
 ]
 TINY = Recipe(
-    suite="quadratics",
-    optimizer="hand",
-    num_samples=8,
-    window=5,
-    shortest=5,
-    longest=10,
-    outer_steps=4,
-    warmup=1,
-    steps_per_dispatch=2,
-    save_every=2,
+    family=Family("hand"),
+    tasks="quadratics",
+    episodes=Episodes(5, 10),
+    estimator=Estimation(num_samples=8, window=5),
+    outer=OuterLoop(outer_steps=4, warmup=1),
+    run=Run(steps_per_dispatch=2, save_every=2),
 )
 
 
@@ -69,7 +66,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_theta(tmp_path):
     resumed = train("--resume", killed)
     output, _ = resumed.communicate(timeout=200)
     assert resumed.returncode == 0 and "resumed" in output, output
-    (ours, step), (theirs, other) = directory.read_theta(killed), directory.read_theta(whole)
+    (ours, step), (theirs, other) = training.read_theta(killed), training.read_theta(whole)
     assert step == other == 600
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert steps(killed) == steps(whole) == list(range(1, 601))  # every row once
@@ -91,7 +88,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert directory.start(TINY, folder)
+    assert training.train(TINY, folder).finished
     return folder
 
 
@@ -100,52 +97,52 @@ def test_what_a_run_leaves_behind(finished):
     rows = [json.loads(row) for row in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert {"meta_loss", "grad_norm", "problem_0/frac_dead", "problem_0/frac_capped"} <= set(rows[0])
-    theta, step = directory.read_theta(finished)
+    theta, step = training.read_theta(finished)
     assert step == 4
     np.testing.assert_allclose(rows[-1]["theta/log_learning_rate"], theta["log_learning_rate"], rtol=1e-5)  # six digits
 
 
 def test_resuming_a_finished_run_changes_nothing(finished):
-    before = directory.read_theta(finished)[0]
-    directory.resume(finished)
-    jax.tree.map(np.testing.assert_array_equal, directory.read_theta(finished)[0], before)
+    before = training.read_theta(finished)[0]
+    training.resume(finished)
+    jax.tree.map(np.testing.assert_array_equal, training.read_theta(finished)[0], before)
     assert steps(finished) == [1, 2, 3, 4]
 
 
 def test_another_recipe_is_not_resumed(finished):
     with pytest.raises(UserError, match=r"another recipe: sigma=0.01 \(asked for 0.5\)"):
-        directory.resume(finished, recipes.override(TINY, ["sigma=0.5"]))
+        training.resume(finished, settings.override(TINY, ["sigma=0.5"]))
 
 
 def test_a_run_is_not_started_on_top_of_another(finished):
     with pytest.raises(UserError, match="not empty: continue it with --resume"):
-        directory.start(TINY, finished)
+        training.train(TINY, finished)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="not empty: choose another"):
-        directory.start(TINY, tmp_path)
+        training.train(TINY, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_an_empty_folder_is_no_run(tmp_path):
     with pytest.raises(UserError, match="holds no run: config.json is missing"):
-        directory.resume(tmp_path)
+        training.resume(tmp_path)
 
 
 def test_a_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json is damaged"):
-        directory.resume(tmp_path)
+        training.resume(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write to run directory .*file/run: Not a directory"):
-        directory.start(TINY, tmp_path / "file" / "run")
+        training.train(TINY, tmp_path / "file" / "run")
     with pytest.raises(UserError, match="file is a file: choose another"):
-        directory.start(TINY, tmp_path / "file")
+        training.train(TINY, tmp_path / "file")
 
 
 @pytest.mark.parametrize("name", ["owner", "REQUEUE"])
@@ -153,16 +150,16 @@ def test_a_run_that_cannot_be_taken_is_named(tmp_path, finished, name):
     shutil.copytree(finished, folder := tmp_path / "run")
     (folder / name / "in the way").mkdir(parents=True)  # what cannot be written, whoever asks
     with pytest.raises(UserError, match="cannot write to run directory .*: Is a directory"):
-        directory.resume(folder)
-    assert directory.read_theta(folder)[1] == 4
+        training.resume(folder)
+    assert training.read_theta(folder)[1] == 4
 
 
 def test_a_read_only_folder_is_refused(tmp_path, monkeypatch):
     # Asked of the system, not tried by chmod: root may write anywhere.
-    (tmp_path / "config.json").write_text(json.dumps(directory.recipe_json(TINY)))
+    directory.make(TINY, "optimizer", tmp_path)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match="permission denied"):
-        directory.resume(tmp_path)
+        training.resume(tmp_path)
 
 
 def test_a_full_disk_is_named_and_the_saved_state_survives(tmp_path, monkeypatch):
@@ -179,14 +176,14 @@ def test_a_full_disk_is_named_and_the_saved_state_survives(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(ocp.CheckpointManager, "save", full)
         with pytest.raises(UserError, match="No space left on device; free some space .* --resume"):
-            directory.start(TINY, folder)
-    assert directory.read_theta(folder)[1] == 2
-    directory.resume(folder)
-    assert directory.read_theta(folder)[1] == 4 and steps(folder) == [1, 2, 3, 4]
+            training.train(TINY, folder)
+    assert training.read_theta(folder)[1] == 2
+    training.resume(folder)
+    assert training.read_theta(folder)[1] == 4 and steps(folder) == [1, 2, 3, 4]
 
 
 def assert_same_theta(folder, other):
-    jax.tree.map(np.testing.assert_array_equal, directory.read_theta(folder), directory.read_theta(other))
+    jax.tree.map(np.testing.assert_array_equal, training.read_theta(folder), training.read_theta(other))
 
 
 def damage(step_folder, fault):
@@ -207,7 +204,7 @@ def damage(step_folder, fault):
 def test_a_damaged_state_is_skipped_and_made_again(tmp_path, capsys, finished, fault, said):
     shutil.copytree(finished, folder := tmp_path / "run")
     damage(folder / "state" / "4", fault)
-    directory.resume(folder)
+    training.resume(folder)
     out = capsys.readouterr().out
     assert "warning: skipped outer step 4 of " in out and said in out and "at outer step 2" in out
     assert_same_theta(folder, finished)
@@ -219,32 +216,32 @@ def test_a_run_of_which_nothing_is_whole_is_not_begun_again(tmp_path, finished):
     for step in (2, 4):
         damage(folder / "state" / str(step), "missing")
     with pytest.raises(UserError, match="holds no state that is whole .*outer step 4: .* is missing"):
-        directory.resume(folder)
+        training.resume(folder)
     assert steps(folder) == [1, 2, 3, 4] and (folder / "state" / "4").exists()
 
 
 def test_a_saved_step_is_read_by_name_and_a_damaged_one_is_named(tmp_path, finished):
     shutil.copytree(finished, folder := tmp_path / "run")
-    assert directory.read_theta(folder, 2)[1] == 2
+    assert training.read_theta(folder, 2)[1] == 2
     with pytest.raises(UserError, match=r"no saved outer step 3: there are \[2, 4\]"):
-        directory.read_theta(folder, 3)
+        training.read_theta(folder, 3)
     damage(folder / "state" / "4", "flipped")
     with pytest.raises(UserError, match="outer step 4 of .* is damaged: .* has changed"):
-        directory.read_theta(folder, 4)
-    assert directory.read_theta(folder)[1] == 2
+        training.read_theta(folder, 4)
+    assert training.read_theta(folder)[1] == 2
 
 
 def test_the_best_and_the_two_latest_states_are_kept(tmp_path):
-    store, state = StateStore(tmp_path), directory.compile_recipe(TINY, devices.mesh()).init()
+    store, state = StateStore(tmp_path), program.build(TINY, devices.mesh()).init()
     for step, loss in enumerate([3.0, 1.0, 2.0, float("nan"), 4.0]):
-        store.save(state.replace(step=state.step + step), loss)
+        store.save(dataclasses.replace(state, step=state.step + step), loss)
     assert sorted(int(p.name) for p in (tmp_path / "state").iterdir()) == [1, 3, 4]
     store.close()
 
 
 def test_rows_behind_the_resume_point_are_dropped_and_nan_is_null(tmp_path):
     log = Log(tmp_path, 0)
-    log.write(1, {"meta_loss": np.array([1.0, np.nan, 3.0])})
+    log.write(1, {"meta_loss": np.array([1.0, np.nan, 3.0])}, seconds=6.0)
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "half a ro')  # killed while writing
@@ -253,27 +250,27 @@ def test_rows_behind_the_resume_point_are_dropped_and_nan_is_null(tmp_path):
     assert [(row["step"], row["meta_loss"]) for row in rows] == [(1, 1.0), (2, None)]
 
 
-EXPLOSIVE = Recipe(**(directory.recipe_json(TINY) | {"settings": {"rule": "sgd", "learning_rate": 1e30}}))
+EXPLOSIVE = dataclasses.replace(TINY, family=Family("hand", {"rule": "sgd", "learning_rate": 1e30}))
 
 
 def test_a_run_in_which_every_member_diverges_counts_them_and_keeps_theta_finite(tmp_path):
-    directory.start(EXPLOSIVE, folder := tmp_path / "run")
-    assert np.isfinite(directory.read_theta(folder)[0]["log_learning_rate"])
+    training.train(EXPLOSIVE, folder := tmp_path / "run")
+    assert np.isfinite(training.read_theta(folder)[0]["log_learning_rate"])
     rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["problem_0/frac_capped"] > 0.5
 
 
 def test_a_run_without_a_usable_gradient_says_so_and_leaves_theta_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(episodes, "WORST", float("inf"))  # nothing is capped: every difference is NaN
-    directory.start(EXPLOSIVE, folder := tmp_path / "run")
+    monkeypatch.setattr(recorded, "WORST", float("inf"))  # nothing is capped: every difference is NaN
+    training.train(EXPLOSIVE, folder := tmp_path / "run")
     assert "no usable meta-gradient up to outer step 4" in capsys.readouterr().out
-    fresh = EXPLOSIVE.learned_optimizer().init(jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, directory.read_theta(folder)[0], fresh)
+    fresh = EXPLOSIVE.build_family().init(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, training.read_theta(folder)[0], fresh)
 
 
 def test_what_a_killed_start_left_is_no_run(tmp_path):
     (tmp_path / "config.json.tmp").write_text("{")
-    assert directory.start(TINY, tmp_path)
+    assert training.train(TINY, tmp_path).finished
     assert directory.read_recipe(tmp_path) == TINY
 
 
@@ -282,7 +279,7 @@ def test_what_a_killed_first_save_left_is_no_state(tmp_path, capsys, finished):
     shutil.rmtree(folder / "state" / "4")
     (folder / "state" / "2" / "SHA256SUMS").write_text("")  # a node that crashes may leave it empty
     (folder / "state" / "6.orbax-checkpoint-tmp").mkdir()
-    directory.resume(folder)
+    training.resume(folder)
     assert "skipped outer step 2 of" in capsys.readouterr().out
     assert_same_theta(folder, finished)
     assert sorted(path.name for path in (folder / "state").iterdir()) == ["2", "4"]
@@ -292,8 +289,8 @@ def test_a_run_is_begun_in_an_empty_folder_wherever_it_is(tmp_path, monkeypatch)
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     monkeypatch.chdir(tmp_path / "link")
-    assert directory.start(TINY, Path("."))
-    assert directory.read_theta(tmp_path / "folder")[1] == 4
+    assert training.train(TINY, Path(".")).finished
+    assert training.read_theta(tmp_path / "folder")[1] == 4
 
 
 def test_a_damaged_row_and_all_behind_it_are_dropped(tmp_path):
@@ -304,10 +301,10 @@ def test_a_damaged_row_and_all_behind_it_are_dropped(tmp_path):
 
 
 def test_every_life_keeps_three_states_at_most(tmp_path):
-    state = directory.compile_recipe(TINY, devices.mesh()).init()
+    state = program.build(TINY, devices.mesh()).init()
     for life in range(3):
         store = StateStore(tmp_path)
         for step, loss in enumerate([2.0, 1.0 + life, 3.0, 4.0], 4 * life):
-            store.save(state.replace(step=state.step + step), loss)
+            store.save(dataclasses.replace(state, step=state.step + step), loss)
         store.close()
     assert sorted(int(p.name) for p in (tmp_path / "state").iterdir()) == [1, 10, 11]  # the best is of the first life

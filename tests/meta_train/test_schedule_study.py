@@ -1,34 +1,22 @@
 """Learned schedules beside a grid, on a run of seconds."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from meta_train import cli
-from meta_train import recipe as recipes
+from meta_train import cli, recipes, settings, training
 from meta_train.run import directory
 from meta_train.studies import schedule
 from metaopt.errors import UserError
 
-TINY = dataclasses.replace(
-    recipes.find("mnist-schedule"),
-    suite="quadratics",
-    shortest=20,
-    longest=20,
-    window=10,
-    num_samples=8,
-    outer_steps=4,
-    warmup=1,
-    steps_per_dispatch=2,
-    save_every=2,
-)
+SMALL = ["tasks=quadratics", "shortest=20", "longest=20", "window=10", "num_samples=8", "outer_steps=4", "warmup=1"]
+TINY = settings.override(recipes.find("mnist-schedule"), [*SMALL, "steps_per_dispatch=2", "save_every=2"])
 
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    directory.start(TINY, folder := tmp_path_factory.mktemp("runs") / "learned")
+    training.train(TINY, folder := tmp_path_factory.mktemp("runs") / "learned")
     return folder
 
 
@@ -48,7 +36,7 @@ def test_the_study_writes_what_it_measured(learned, tmp_path, monkeypatch, capsy
     np.testing.assert_allclose((best["decay"], best["learning_rate"][0]), ((0.0, 3.0)[decay], (1e-3, 1e-1)[rate]), 1e-5)
     # What was spent: pairs of members for windows, and tuning seeds for points.
     assert ours["inner_steps"] == 4 * 2 * 8 * 10 and best["inner_steps"] == 6 * 3 * 20
-    theta, _ = directory.read_theta(learned)
+    theta, _ = training.read_theta(learned)
     expected = np.exp(theta["log_learning_rate"]) / (1 + np.array(result["steps"]) / 200) ** float(theta["decay"])
     np.testing.assert_allclose(ours["learning_rate"], expected, rtol=1e-4)  # five digits are written
     np.testing.assert_allclose(result["paths"]["learned"][-1], (expected[0], theta["decay"]), rtol=1e-4)
@@ -61,14 +49,13 @@ def test_the_study_writes_what_it_measured(learned, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"settings": {"rule": "sgd"}}, "learns no rate and decay"),
-        ({"longest": 40}, "cannot be compared: they differ in longest"),
-        ({}, "give them different ones"),
+        (["settings.decay_steps=0"], "learns no rate and decay"),
+        (["longest=40"], "cannot be compared: they differ in longest"),
+        ([], "give them different ones"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_named(learned, tmp_path, changes, message):
     other = tmp_path / ("other" if changes else "learned")
-    other.mkdir()
-    (other / "config.json").write_text(json.dumps(directory.recipe_json(dataclasses.replace(TINY, **changes))))
+    directory.make(settings.override(TINY, changes), "optimizer", other)
     with pytest.raises(UserError, match=message):
         schedule.write([learned, other], tmp_path / "study")

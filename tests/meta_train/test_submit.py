@@ -1,14 +1,12 @@
 """What metaopt submit would tell sbatch, and what it refuses before a job waits for hours; no SLURM needed."""
 
-import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from meta_train import cli
-from meta_train import recipe as recipes
+from meta_train import cli, recipes, settings
 from meta_train.cli import commands
 from meta_train.cluster import submit, sweep
 from meta_train.run import directory
@@ -67,10 +65,9 @@ def test_the_scripts_are_there():
     assert {"meta_train.sbatch", "sweep.sbatch", "evaluate_array.sbatch", "merge.sbatch", "requeue.sh"} <= names
 
 
-def begin(folder: Path, *settings: str) -> None:
-    folder.mkdir(parents=True)
-    recipe = recipes.override(recipes.find("quadratics"), list(settings))
-    (folder / "config.json").write_text(json.dumps(directory.recipe_json(recipe)))
+def begin(folder: Path, *changes: str) -> None:
+    recipe = settings.override(recipes.find("quadratics"), list(changes))
+    directory.make(recipe, "optimizer", folder)
 
 
 def test_a_run_is_continued(capsys):
@@ -123,13 +120,13 @@ def test_the_table_of_another_sweep_is_kept():
 
 def test_evaluate(capsys):
     options = ["--suite", "quadratics", "--baselines", "adamw", "--draws", "3", "--out", "r"]
-    parts, merge = dry_run(capsys, "evaluate", "small-fc-images", *options, "--", "-p", "long")
+    shards, merge = dry_run(capsys, "evaluate", "small-fc-images", *options, "--", "-p", "long")
     log = ["--job-name=r", "--output=r/logs/%A_%a.log"]
-    script = parts.index("evaluate_array.sbatch")
-    assert parts[:script] == [*log, "--array=0-5", "-p", "long"]  # 2 optimizers x 3 draws
+    script = shards.index("evaluate_array.sbatch")
+    assert shards[:script] == [*log, "--array=0-5", "-p", "long"]  # 2 methods x 3 draws
     # What the array computes is what was asked for.
     told, asked = (
-        commands.evaluation(cli.parse(["evaluate", *w])) for w in (parts[script + 1 :], ["small-fc-images", *options])
+        commands.evaluation(cli.parse(["evaluate", *w])) for w in (shards[script + 1 :], ["small-fc-images", *options])
     )
     assert told == asked
     log = ["--job-name=r", "--output=r/logs/merge_%j.log"]

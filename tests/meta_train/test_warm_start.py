@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meta_train import recipe, warm_start
+from meta_train import recipes, settings, training, warm_start
+from meta_train.recipe import Family
 from meta_train.run import directory, export
 from metaopt import checkpoint, families
 from metaopt.errors import UserError
@@ -26,13 +27,12 @@ def begun(tmp_path, monkeypatch):
     about = {"recipe": {"seed": 3}, "cost": cost, "meta_trained_on": [{"family": "mlp"}]}
     checkpoint.save("first", "small_fc", SETTINGS, theta, **about)
     changes = ["num_samples=8", "shortest=10", "longest=20", "window=10", "outer_steps=20", "warmup=0", "save_every=10"]
-    second = recipe.override(recipe.find("quadratics"), [*changes, "start=first", "only=schedule"])
-    return theta, dataclasses.replace(second, optimizer="small_fc", settings=SETTINGS)
+    return theta, settings.override(recipes.find("quadratics"), [*changes, "start=first", "only=schedule"])
 
 
 def test_only_the_chosen_entry_moves_and_the_export_is_whole(begun, tmp_path):
     theta, second = begun
-    directory.start(second, folder := tmp_path / "run")
+    training.train(second, folder := tmp_path / "run")
     export.export(folder, "second")
     new = checkpoint.read("second")
     jax.tree.map(np.testing.assert_array_equal, new.theta["network"], theta["network"])
@@ -50,13 +50,13 @@ def test_only_the_chosen_entry_moves_and_the_export_is_whole(begun, tmp_path):
 
 def test_a_run_keeps_what_it_began_from(begun, tmp_path):
     theta, second = begun
-    directory.start(second, folder := tmp_path / "run")
-    before, _ = directory.read_theta(folder)
+    training.train(second, folder := tmp_path / "run")
+    before, _ = training.read_theta(folder)
     other = jax.tree.map(lambda t: t + 1.0, theta)
     checkpoint.save("other", "small_fc", SETTINGS, other)
     shutil.rmtree(tmp_path / "first")
     (tmp_path / "other").rename(tmp_path / "first")
-    jax.tree.map(np.testing.assert_array_equal, directory.read_theta(folder)[0], before)
+    jax.tree.map(np.testing.assert_array_equal, training.read_theta(folder)[0], before)
 
 
 def test_binding_a_part_is_binding_the_whole():
@@ -87,13 +87,13 @@ def test_a_checkpoint_that_cannot_be_copied_is_named_and_the_run_goes_on_later(b
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copytree", full)
         with pytest.raises(UserError, match="cannot copy checkpoint first to .*No space left .* --resume"):
-            directory.start(second, tmp_path / "run")
-    assert directory.resume(tmp_path / "run")
+            training.train(second, tmp_path / "run")
+    assert training.resume(tmp_path / "run").finished
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused_before_anything_is_written(begun, tmp_path):
     _, second = begun
-    other = dataclasses.replace(second, settings={"hidden": 3, "schedule": True})
-    with pytest.raises(UserError, match="checkpoint first is small_fc"):
-        directory.start(other, tmp_path / "run")
+    other = dataclasses.replace(second, family=Family("small_fc", {"hidden": 3}, start="first"))
+    with pytest.raises(UserError, match="checkpoint first has hidden=2, the recipe asks for 3"):
+        training.train(other, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -132,9 +132,7 @@ def learned_method(name: str, what: Any, tasks: Sequence[Task]) -> Method:
     return compare.learned(name, tasks[0].solved_by[0] if tasks else "optimizer", what)
 
 
-def baseline_methods(
-    chosen: Sequence[str] | Mapping[str, Baseline] | None, learned: Sequence[Method]
-) -> list[Method]:
+def baseline_methods(chosen: Sequence[str] | Mapping[str, Baseline] | None, learned: Sequence[Method]) -> list[Method]:
     """Baselines of the kind of the learned methods; ``chosen`` as in ``evaluate``."""
     kind = learned[0].kind if learned else "optimizer"
     if isinstance(chosen, Mapping):
@@ -173,7 +171,8 @@ def _check(methods: Sequence[Method], tasks: Sequence[Task]) -> None:
         for method in methods:
             if method.kind not in task.solved_by:
                 raise UserError(
-                    f"task {task.name} is solved by {' or '.join(task.solved_by)}, {method.name} is of kind {method.kind}"
+                    f"task {task.name} is solved by {' or '.join(task.solved_by)}, {method.name} is of kind "
+                    f"{method.kind}"
                 )
 
 

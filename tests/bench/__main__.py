@@ -12,10 +12,10 @@ import sys
 RUNS = [
     ["tests.bench.throughput", "1"],
     ["tests.bench.throughput", str(os.cpu_count())],
-    ["tests.bench.parts"],
+    ["tests.bench.step_breakdown"],
     ["tests.bench.estimators"],
     ["tests.bench.update"],
-    ["tests.bench.update_parts"],
+    ["tests.bench.update_breakdown"],
 ]
 
 

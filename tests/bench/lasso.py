@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from meta_train import training
 from meta_train.run import directory
 from metaopt.optimizers.l2o_pa import soft_threshold
 from tasks import Lasso
@@ -28,9 +29,9 @@ GRAD = jax.grad(lambda problem, x: TASK.loss(problem, {"x": x}, jax.random.key(0
 
 def main(run_dir: Path) -> None:
     recipe = directory.read_recipe(run_dir)
-    theta, _ = directory.read_theta(run_dir)
-    tx = recipe.learned_optimizer().bind(theta)
-    horizon = recipe.longest
+    theta, _ = training.read_theta(run_dir)
+    tx = training.whole_family(recipe).bind(theta)
+    horizon = recipe.episodes.longest
     methods = {
         "ista": lambda problem, x, steps: fista(problem, x, steps, momentum=False),
         "fista": fista,

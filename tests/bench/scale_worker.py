@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from meta_train import recipe
+from meta_train import program, recipes, settings
 from meta_train.parallel import devices, processes
-from meta_train.run import directory
 
 SECONDS = 12.0  # of measuring outer steps
 REDUCED = (256, 65536, 1048576)  # float32 values of the measured all-reduces
@@ -31,11 +30,10 @@ def main(samples_per_device: int, devices_per_process: int) -> None:
     alone = "SLURM_PROCID" not in os.environ
     devices.prepare(devices_per_process * samples_per_device, devices_per_process if alone else None)
     mesh = devices.mesh()
-    program = directory.compile_recipe(
-        recipe.override(recipe.find("digits-quick"), [f"num_samples={samples_per_device * mesh.size}"]), mesh
-    )
-    state = program.init()
-    compiled = program.chunk.lower(state).compile()
+    recipe = settings.override(recipes.find("digits-quick"), [f"num_samples={samples_per_device * mesh.size}"])
+    built = program.build(recipe, mesh)
+    state = built.init()
+    compiled = built.dispatch.lower(state).compile()
     row = {
         "processes": jax.process_count(),
         "devices": mesh.size,
@@ -75,9 +73,9 @@ def _all_reduce(mesh, size: int) -> float:
     """Seconds of one of ``size`` values, the first of which depends on the one before."""
     psum = lambda x: jax.lax.psum(x, devices.SAMPLE_AXIS) / mesh.size
     loop = lambda x: jax.lax.scan(lambda x, _: (psum(x), None), x, length=REPEATS)[0]
-    spread = jax.jit(jax.shard_map(loop, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False))
+    reduce = jax.jit(jax.shard_map(loop, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False))
     ones = jax.jit(lambda: jnp.ones(size), out_shardings=jax.NamedSharding(mesh, P()))()
-    return _median(lambda: spread(ones).block_until_ready()) / REPEATS
+    return _median(lambda: reduce(ones).block_until_ready()) / REPEATS
 
 
 def _median(f) -> float:

@@ -46,28 +46,29 @@ def main(num_devices: int) -> None:
 def build(family: str, settings: dict) -> dict:
     from meta_train import outer
     from meta_train.estimators import ESTIMATORS
-    from meta_train.estimators.samples import Config
+    from meta_train.estimators.samples import Sampling
     from meta_train.inner import episodes
-    from meta_train.inner.horizon import Horizon
+    from meta_train.inner.episodes import Episodes
+    from meta_train.outer import OuterLoop
     from meta_train.parallel import devices
     from metaopt import families
     from tasks import ImageMLP
 
     optimizer, mesh = families.build(family, **settings), devices.mesh()
-    inner = episodes.Config(Horizon(100, 1000, WINDOW), split="train", objective="linear")
-    problem = episodes.build(optimizer, ImageMLP(width=32, depth=1, batch_size=64), inner)
-    estimator = ESTIMATORS["pes"](problem, Config(NUM_PAIRS, WINDOW), mesh)
-    tx = outer.optimizer(outer.Config())
-    init = lambda: outer.init(optimizer.init(jax.random.key(0)), [estimator], tx, jax.random.key(1))
+    inner = Episodes(100, 1000, split="train", objective="linear")
+    problem = episodes.build(optimizer, ImageMLP(width=32, depth=1, batch_size=64), inner, WINDOW)
+    estimator = ESTIMATORS["pes"](problem, Sampling(NUM_PAIRS, WINDOW), mesh)
+    program = outer.build([estimator], outer.optimizer(OuterLoop()), 1.0)
+    init = lambda: program.init(optimizer.init(jax.random.key(0)), jax.random.key(1))
     state = jax.jit(init, out_shardings=outer.shardings(mesh))()
     began = time.perf_counter()
-    chunk = outer.build_chunk(outer.build_step([estimator], tx, 1.0), OUTER_STEPS, mesh).lower(state).compile()
+    dispatch = outer.build_dispatch(program, OUTER_STEPS, mesh).lower(state).compile()
     compile_s = time.perf_counter() - began
 
     def run() -> float:
         nonlocal state
         began = time.perf_counter()
-        state, metrics = chunk(state)
+        state, metrics = dispatch(state)
         jax.block_until_ready(metrics)
         return time.perf_counter() - began
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from meta_train import estimators
-from meta_train.estimators.samples import Config
+from meta_train.estimators.samples import Sampling
 from meta_train.parallel import devices
 from meta_train.studies.estimator.problems import Studied
 from metaopt.core import InnerProblem, Key, Theta
@@ -33,7 +33,7 @@ def build(name: str, problem: InnerProblem, horizon: int, window: int) -> Run:
     The estimator sees phi = (theta' - theta) / sigma, at zero and with sigma = 1: what is
     compiled once serves every theta and sigma.
     """
-    config = Config(num_samples=1, window=window, sigma=1.0, staggered=False)
+    sampling = Sampling(num_samples=1, window=window, sigma=1.0, staggered=False)
 
     def episode(theta, sigma, noise, data):
         flat, unravel = ravel_pytree(theta)
@@ -42,7 +42,7 @@ def build(name: str, problem: InnerProblem, horizon: int, window: int) -> Run:
             reset=lambda phi, _, outer_step: problem.reset(at(phi), data, outer_step),
             step=lambda phi, episode: problem.step(at(phi), episode),
         )
-        estimator = estimators.build(name, around, config, devices.mesh(1))
+        estimator = estimators.build(name, around, sampling, devices.mesh(1))
         center = jnp.zeros_like(flat)
         state = estimator.init(center, noise)
         num_windows = horizon // window if state.episode else 1

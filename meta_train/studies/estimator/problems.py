@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from meta_train import estimators, outer
-from meta_train.estimators.samples import Config
+from meta_train.estimators.samples import Sampling
 from meta_train.inner import episodes, toys
-from meta_train.inner.horizon import Horizon
+from meta_train.inner.episodes import Episodes
 from meta_train.parallel import devices
 from metaopt import families
 from metaopt.core import InnerProblem, Theta
@@ -47,24 +47,21 @@ def learned_optimizer(sigma: float, horizon: int = 64) -> Studied:
     """
     optimizer = families.build("small_fc", hidden=4, step_multiplier=0.01)
     task = ImageMLP(width=16, batch_size=32, activations=("tanh",))
-    problem = episodes.build(
-        optimizer, task, episodes.Config(Horizon(horizon, horizon), split="train", objective="linear")
-    )
+    problem = episodes.build(optimizer, task, Episodes(horizon, horizon, split="train", objective="linear"))
     return Studied(problem, optimizer.init(jax.random.key(0)), horizon, sigma)
 
 
 def meta_trained(studied: Studied, after: Sequence[int], sigma: float) -> tuple[list[Studied], list[float]]:
     """The same ``after`` so many outer steps of ES-Single, and the meta-loss of the first step and of those."""
-    config = Config(num_samples=16, window=studied.horizon // 4, sigma=sigma)
-    estimator = estimators.build("es_single", studied.problem, config, devices.mesh(1))
-    tx = optax.adam(1e-2)
-    step = outer.build_step([estimator], tx, clip=1.0)
+    sampling = Sampling(num_samples=16, window=studied.horizon // 4, sigma=sigma)
+    estimator = estimators.build("es_single", studied.problem, sampling, devices.mesh(1))
+    program = outer.build([estimator], optax.adam(1e-2), clip=1.0)
 
     def body(state, _):
-        state, metrics = step(state)
+        state, metrics = program.step(state)
         return state, (state.theta, metrics["meta_loss"])
 
-    state = outer.init(studied.theta, [estimator], tx, jax.random.key(1))
+    state = program.init(studied.theta, jax.random.key(1))
     thetas, losses = jax.jit(lambda state: jax.lax.scan(body, state, length=max(after))[1])(state)
     at = lambda n: studied._replace(theta=jax.tree.map(lambda x: x[n - 1], thetas))
     return [at(n) for n in after], [float(losses[max(n - 1, 0)]) for n in (0, *after)]

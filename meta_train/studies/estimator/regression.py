@@ -18,14 +18,14 @@ import optax
 
 from meta_train import estimators, outer
 from meta_train.estimators import window
-from meta_train.estimators.samples import Config
+from meta_train.estimators.samples import Sampling
 from meta_train.inner import toys
 from meta_train.parallel import devices
 
 HORIZON, WINDOW, START = 100, 10, (-4.0, -4.0)
 SURFACE = (-6.0, 4.0, 81)  # theta from, to, and at how many points
-PAIRS = Config(num_samples=50, window=WINDOW, sigma=0.3, staggered=False)
-EXACT = Config(num_samples=1, window=WINDOW, sigma=0.0, staggered=False)
+PAIRS = Sampling(num_samples=50, window=WINDOW, sigma=0.3, staggered=False)
+EXACT = Sampling(num_samples=1, window=WINDOW, sigma=0.0, staggered=False)
 SETTINGS = {
     "es": PAIRS,
     "es_single": PAIRS,
@@ -33,7 +33,7 @@ SETTINGS = {
     "gpes": PAIRS,
     "es_gen": PAIRS,
     "pes_analytic": PAIRS,
-    "truncated_es": Config(num_samples=50, window=WINDOW, sigma=1.0, staggered=False),
+    "truncated_es": Sampling(num_samples=50, window=WINDOW, sigma=1.0, staggered=False),
     "dodge": PAIRS,
     "rtrl": EXACT,
     "tbptt": EXACT,
@@ -50,16 +50,15 @@ def meta_loss(theta: jax.Array) -> jax.Array:
 def solve(name: str, outer_steps: int, num_points: int, num_seeds: int) -> dict:
     """theta (num_seeds, num_points + 1, 2) on its way, and its meta-loss."""
     estimator = estimators.build(name, toys.toy_regression(HORIZON), SETTINGS[name], devices.mesh(1))
-    tx = optax.adam(1e-2, b1=0.99)
-    step = outer.build_step([estimator], tx, clip=jnp.inf)
+    program = outer.build([estimator], optax.adam(1e-2, b1=0.99), clip=jnp.inf)
 
     def run(key):
         def some(state, _):
-            state, _ = jax.lax.scan(lambda s, _: step(s), state, length=outer_steps // num_points)
+            state, _ = jax.lax.scan(lambda s, _: program.step(s), state, length=outer_steps // num_points)
             return state, state.theta
 
         start = jnp.array(START)
-        thetas = jax.lax.scan(some, outer.init(start, [estimator], tx, key), length=num_points)[1]
+        thetas = jax.lax.scan(some, program.init(start, key), length=num_points)[1]
         return jnp.concatenate([start[None], thetas])
 
     thetas = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), num_seeds))

@@ -1,7 +1,7 @@
-"""Where the time of an inner step goes: the loop with parts of the learned optimizer left out.
+"""Where the time of an inner step goes: the loop with one thing after the other left out of the learned optimizer.
 
 64 members of a digits network 64-32-10, batch 64, 50 inner steps in one compiled scan on
-one device; microseconds for each member and step. A part's time is what the loop loses
+one device; microseconds for each member and step. The time of a thing is what the loop loses
 without it, so the rows add up: the network being trained (the loop with SGD),
 ``small_fc``'s accumulators, its normalizers (a mean square for each feature) and its
 per-parameter network with the features themselves.
@@ -24,7 +24,7 @@ def main() -> None:
 
     # Each leaves out more than the one before.
     no_normalizers = mock.patch.object(
-        per_parameter, "normalizers", lambda channels, parts, *_: [1.0] * len(channels(parts))
+        per_parameter, "normalizers", lambda channels, inputs, *_: [1.0] * len(channels(inputs))
     )
     no_network = mock.patch.object(mlp, "apply", lambda weights, channels, shape: channels[:2])
     everything = contextlib.nullcontext()
@@ -40,41 +40,27 @@ def main() -> None:
         for name, loop in loops.items():
             times[name].append(loop())
     us = {name: 1e6 * statistics.median(t) / (NUM_MEMBERS * WINDOW) for name, t in times.items()}
-    parts = {
+    shares = {
         "training the network (SGD)": us["sgd"],
         "accumulators": us["no network"] - us["sgd"],
         "features and network": us["no normalizers"] - us["no network"],
         "normalizers": us["small_fc"] - us["no normalizers"],
     }
-    for name, value in parts.items():
-        print(
-            json.dumps(
-                {"bench": "parts", "part": name, "us": round(value, 1), "share": round(value / us["small_fc"], 2)}
-            )
-        )
-    for name in ("small_fc", "adam"):
-        print(
-            json.dumps(
-                {
-                    "bench": "parts",
-                    "part": f"all of {name}",
-                    "us": round(us[name], 1),
-                    "share": round(us[name] / us["small_fc"], 2),
-                }
-            )
-        )
+    for name, value in (shares | {f"all of {name}": us[name] for name in ("small_fc", "adam")}).items():
+        share = round(value / us["small_fc"], 2)
+        print(json.dumps({"bench": "inner step", "time of": name, "us": round(value, 1), "share": share}))
 
 
 def build(family: str, settings: dict, patches: list):
     """Returns ``() -> seconds`` of one compiled window of all members."""
     from meta_train.inner import episodes
-    from meta_train.inner.horizon import Horizon
+    from meta_train.inner.episodes import Episodes
     from metaopt import families
     from tasks import ImageMLP
 
     optimizer = families.build(family, **settings)
-    config = episodes.Config(Horizon(500, 500, WINDOW), split="train", objective="linear")
-    problem = episodes.build(optimizer, ImageMLP(width=32, depth=1, batch_size=64), config)
+    config = Episodes(500, 500, split="train", objective="linear")
+    problem = episodes.build(optimizer, ImageMLP(width=32, depth=1, batch_size=64), config, WINDOW)
     theta = optimizer.init(jax.random.key(0))
     noise = lambda t: t + 0.01 * jax.random.normal(jax.random.key(1), (NUM_MEMBERS, *t.shape))
     thetas = jax.tree.map(noise, theta)  # no two members alike, as in evolution strategies

@@ -1,6 +1,6 @@
-"""Where the time of one update goes: 1 million parameters, parts of the optimizer left out.
+"""Where the time of one update goes: 1 million parameters, one thing after the other left out of the optimizer.
 
-The matrices of ``tests.bench.update``. A part's time is what the update loses without it:
+The matrices of ``tests.bench.update``. The time of a thing is what the update loses without it:
 the per-parameter network with its features, the normalizers (a mean square for each
 feature), and what is left, the accumulators and what is done for each tensor.
 """
@@ -24,12 +24,10 @@ def main() -> None:
     from metaopt.optimizers.common import per_parameter
 
     jax.config.update("jax_enable_compilation_cache", False)
-    ones = lambda channels, parts, *_: [1.0] * len(channels(parts))
+    ones = lambda channels, inputs, *_: [1.0] * len(channels(inputs))
     # Each leaves out more than the one before.
     no_normalizers = mock.patch.object(per_parameter, "normalizers", ones)
-    no_network = mock.patch.object(
-        mlp, "apply", lambda weights, channels, shape: channels[: weights["b2"].shape[-1]]
-    )
+    no_network = mock.patch.object(mlp, "apply", lambda weights, channels, shape: channels[: weights["b2"].shape[-1]])
     for name in NAMES:
         steps = {
             "all": build(name, contextlib.nullcontext()),
@@ -42,7 +40,7 @@ def main() -> None:
                 times[key].append(run())
         ms = {key: 1e3 * statistics.median(t) for key, t in times.items()}
         row = {
-            "bench": "update parts",
+            "bench": "update breakdown",
             "optimizer": name,
             "ms": round(ms["all"], 1),
             "network": round(ms["no normalizers"] - ms["no network"], 1),

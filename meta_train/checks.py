@@ -22,7 +22,7 @@ from metaopt import families
 from metaopt.core import Estimator, Learned, PyTree, Task
 from metaopt.errors import UserError
 
-OURS = Path(__file__).resolve().parents[1]  # the folder that our packages are in
+OURS = [Path(__file__).resolve().parents[1] / package for package in ("metaopt", "tasks", "meta_train")]
 METRICS = ("meta_loss", "inner_steps", "num_valid")  # of every estimator
 TRAITS = {"family": str, "datasets": list, "architecture": dict}
 
@@ -200,9 +200,11 @@ def _path(path: tuple) -> str:
 
 def _place(error: Exception) -> str:
     """Where in the user's own code, and not in a library or in ours, an error was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and not Path(f.filename).is_relative_to(OURS)]
-    return f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        is_ours = any(Path(frame.filename).is_relative_to(package) for package in OURS)
+        if "site-packages" not in frame.filename and not is_ours:
+            return f" at {frame.filename}, line {frame.lineno}"
+    return ""
 
 
 def _label(name: Any) -> str:

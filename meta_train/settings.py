@@ -28,20 +28,22 @@ def override(recipe: Recipe, pairs: Sequence[str]) -> Recipe:
     A setting is named by its section, ``estimator.sigma``, or bare, ``sigma``, where only one section
     has it; the name of a section alone is what it is about, ``estimator=pes``. Entries of a dict are
     ``settings.hidden=8`` and ``options.ahead=4``. The value "default" sets a setting back to its default,
-    or removes an entry. ``start=CHECKPOINT`` implies family and settings: those of the recipe go.
+    or removes an entry.
+
+    What belongs to something else goes with it: another ``family=`` takes the recipe's ``settings`` away,
+    another ``estimator=`` its ``options``, and ``start=CHECKPOINT``, which implies both, family and settings.
 
     Raises:
       UserError: for a name that is unknown or ambiguous, or a value of another type than the default's.
     """
     tasks, sections = recipe.tasks, {name: _fields(getattr(recipe, name)) for name in SECTIONS}
-    given = [(*_split(pair),) for pair in pairs]
-    if any(name != "tasks" and locate(name)[:2] == ("family", "start") and text for name, text in given):
-        sections["family"] |= {"name": "", "settings": {}}
-    for name, text in given:
-        if name == "tasks":
-            tasks = references.absolute(text)
-            continue
-        place = locate(name)
+    given = [(name, text, locate(name)) for name, text in map(_split, pairs) if name != "tasks"]
+    for _, text, place in given:  # first: the order in which settings are typed does not matter
+        _forget(sections[place.section], place, text)
+    for pair in pairs:
+        if pair.startswith("tasks="):
+            tasks = references.absolute(_split(pair)[1])
+    for name, text, place in given:
         values = sections[place.section]
         if place.entry:
             values[place.field] = _with_entry(values[place.field], place.entry, text)
@@ -155,6 +157,14 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
             continue
         different += [f"{f}={other.get(f)!r} (asked for {mine[f]!r})" for f in mine if mine[f] != other.get(f)]
     return different
+
+
+def _forget(values: dict[str, Any], place: Place, text: str) -> None:
+    """Takes out of a section what belonged to another family or estimator than is now asked for."""
+    if place.field == "start" and text:
+        values |= {"name": "", "settings": {}}
+    elif place.field == "name" and references.absolute(text) != values["name"]:
+        values |= {field: {} for field in ("settings", "options") if field in values}
 
 
 def _fields(section: Any) -> dict[str, Any]:

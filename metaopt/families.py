@@ -143,7 +143,7 @@ def check_settings(name: str, found: Any, settings: dict[str, Any]) -> None:
     for setting, value in settings.items():
         if setting not in known:
             raise unknown(f"setting of {name}", setting, known)
-        if known[setting] is not inspect.Parameter.empty:
+        if known[setting] is not inspect.Parameter.empty and known[setting] is not None:
             check_type(f"{name}: {setting}", value, known[setting])
 
 

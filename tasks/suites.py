@@ -13,7 +13,7 @@ from tasks.lasso import Lasso
 from tasks.quadratic import Quadratic
 
 ACTIVATIONS = ("relu", "tanh", "silu")
-METHODS = ("solved_by", "traits", "sample", "init", "start", "step", "solution", "evaluate")  # of core.Task
+METHODS = ("name", "solved_by", "traits", "sample", "init", "start", "step", "solution", "evaluate")  # of core.Task
 
 
 def images_small() -> tuple[Task, ...]:

@@ -17,6 +17,7 @@ from typing import Any
 from metaopt.errors import UserError
 
 Row = dict[str, Any]  # one line of metrics.jsonl
+TIMES = ("step", "time", "seconds")  # entries of a row that are no metrics
 FILE, WANDB_ID = "mirrors.json", "wandb_id"
 
 
@@ -40,7 +41,7 @@ class Wandb:
             project=os.environ.get("WANDB_PROJECT", "metaopt"),
             name=run_dir.resolve().name,
             dir=run_dir,
-            config=json.loads((run_dir / "config.json").read_text()),
+            config=json.loads((run_dir / "config.json").read_text())["recipe"],
             settings=wandb.Settings(console="off", quiet=True),
         )
 
@@ -138,7 +139,7 @@ class Mirrors:
 
 def _values(row: Row) -> dict[str, float]:
     """The metrics of a row that are numbers."""
-    return {name: value for name, value in row.items() if name not in ("step", "time") and value is not None}
+    return {name: value for name, value in row.items() if name not in TIMES and value is not None}
 
 
 def _stored(run_dir: Path) -> dict[str, int]:

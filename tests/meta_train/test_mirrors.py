@@ -90,7 +90,7 @@ def test_a_resumed_run_is_the_same_wandb_run_and_logs_every_step_once(folder):
     first, second = [{i.nested_key[0]: json.loads(i.value_json) for i in row.item} for row in rows[1][:2]]
     assert first["meta_loss"] == 7.0 and "bad" not in first and second["bad"] == 1.0
     config = {i.key: json.loads(i.value_json) for r in records[0] for i in r.run.config.update}
-    assert config["suite"] == "quadratics"
+    assert config["tasks"] == "quadratics"
 
 
 @pytest.mark.parametrize("chosen, mode", [(None, "offline"), ("online", "online")])
@@ -181,7 +181,7 @@ def test_tensorboard_has_every_step_once(folder):
 
 def test_a_run_without_a_mirror_has_none(folder):
     live(folder, 0, 2)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "metrics.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "metrics.jsonl", "tasks.json"]
 
 
 @pytest.mark.parametrize("name, package", [("wandb", "wandb"), ("tensorboard", "tensorboardX")])
@@ -193,7 +193,7 @@ def test_what_is_not_installed_is_named_before_the_run_begins(capsys, folder, mo
         assert cli.main([str(word) for word in ["train", *arguments, "--log", name]]) == 2
         message = f"metaopt: --log {name} needs {package}, which is not installed: pip install {package}\n"
         assert capsys.readouterr().err == message
-    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "tasks.json"]
 
 
 def test_only_those_wait_for_wandb_who_chose_it():

@@ -49,8 +49,8 @@ def test_only_the_interrupted_index_goes_on(capsys, tmp_path, stand_in):
     assert (last / "state" / "40").is_dir()
 
 
-def test_an_evaluation_in_parts(capsys, tmp_path, monkeypatch):
-    """The real thing on one task: two parts, then the report."""
+def test_an_evaluation_in_shards(capsys, tmp_path, monkeypatch):
+    """The real thing on one task: two shards, then the report."""
     import jax
 
     monkeypatch.setenv("METAOPT_CHECKPOINTS", str(tmp_path / "own"))
@@ -59,9 +59,9 @@ def test_an_evaluation_in_parts(capsys, tmp_path, monkeypatch):
     out = tmp_path / "report"
     options = ["--suite", "quadratics", "--baselines", "sgdm", "--steps", "40", "--seeds", "2", "--out", str(out)]
     assert cli.main(["submit", "evaluate", "mine", *options, "--", *cluster.undisturbed()]) == 0
-    parts, merge = submitted(capsys)
+    shards, merge = submitted(capsys)
     cluster.wait_until(lambda: cluster.states(merge) == ["COMPLETED"], seconds=120)
-    assert cluster.states(parts) == ["COMPLETED"] * 2
+    assert cluster.states(shards) == ["COMPLETED"] * 2
     assert (out / "report.html").is_file()
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    assert list(dict.fromkeys(row["optimizer"] for row in rows[1:])) == ["sgdm", "mine"]
+    assert list(dict.fromkeys(row["method"] for row in rows[1:])) == ["sgdm", "mine"]

@@ -1,7 +1,7 @@
 """The inner problem of a learned algorithm on a task: episodes that begin, step and are recorded."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +129,7 @@ def _learner(task: Task) -> Learner | None:
     def loss(episode: Episode, params: Params) -> jax.Array:
         return task.loss(episode.problem.task_params, params, _key(episode, STEP))
 
-    def outputs(episode: Episode, params: Params) -> jax.Array | None:
+    def outputs(episode: Episode, params: Params) -> Any:
         return task.outputs(episode.problem.task_params, params, _key(episode, STEP))
 
     has_outputs = type(task).outputs is not Supervised.outputs

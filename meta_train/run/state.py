@@ -102,7 +102,8 @@ def read_theta(run_dir: Path, step: int) -> Theta:
       UserError: if it cannot be read.
     """
     here = SingleDeviceSharding(jax.devices()[0])
-    saved = ocp.StandardCheckpointHandler().metadata(_folder(run_dir, step) / THETA)
+    folder: Any = _folder(run_dir, step) / THETA
+    saved = ocp.StandardCheckpointHandler().metadata(folder)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), saved.tree)
     return _read(run_dir, step, THETA, like)[THETA]
 

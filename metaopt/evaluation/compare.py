@@ -15,7 +15,8 @@ from metaopt.evaluation import statistics
 from metaopt.evaluation.run import Curves, trainer
 from metaopt.families import Baseline
 
-Row = dict[str, Any]  # one line of results.jsonl
+Row = dict[str, Any]  # one line of RESULTS
+RESULTS = "results.jsonl"  # in the folder of an evaluation: a header, then the rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,8 @@ from metaopt.checkpoint import Checkpoint
 from metaopt.core import Algorithm, Task
 from metaopt.errors import UserError, unknown
 from metaopt.evaluation import compare, heldout
-from metaopt.evaluation.compare import Method, Row, Settings
+from metaopt.evaluation.compare import RESULTS, Method, Row, Settings
 from metaopt.families import Baseline
-
-RESULTS = "results.jsonl"
 
 
 class Shard(NamedTuple):
@@ -92,11 +90,16 @@ def evaluate(
     learned = [learned_method(name, what, tasks) for name, what in named.items()]
     methods = [*baseline_methods(baselines, learned), *learned]
     comparison = Comparison(methods, tasks, settings, title=", ".join(named))
-    return run(comparison, Path(out) if out is not None else None)
+    rows = run(comparison, Path(out) if out is not None else None)
+    if out is not None:
+        from metaopt.evaluation import report  # draws with matplotlib, which takes its time to import
+
+        report.write(Path(out))
+    return rows
 
 
 def run(comparison: Comparison, out: Path | None, say: Callable[[str], Any] | None = None) -> list[Row]:
-    """Computes all shards; writes ``results.jsonl`` as it goes, and the report, where there is a folder."""
+    """Computes all shards; writes ``results.jsonl`` as it goes where there is a folder."""
     shards, rows = comparison.shards(comparison.settings.draws), []
     if out is not None:
         make_writable(out)
@@ -109,10 +112,6 @@ def run(comparison: Comparison, out: Path | None, say: Callable[[str], Any] | No
             if out is not None:
                 with (out / RESULTS).open("a") as file:
                     file.write(json.dumps(row) + "\n")
-    if out is not None:
-        from metaopt.evaluation import report  # draws with matplotlib
-
-        report.write(out)
     return rows
 
 

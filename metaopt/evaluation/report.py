@@ -9,8 +9,7 @@ import numpy as np
 
 from metaopt.errors import UserError
 from metaopt.evaluation import plots, statistics, summary
-from metaopt.evaluation.compare import Row
-from metaopt.evaluation.comparison import RESULTS
+from metaopt.evaluation.compare import RESULTS, Row
 
 REPORT = "report.html"
 

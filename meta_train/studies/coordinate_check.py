@@ -86,11 +86,12 @@ def write(optimizer: str, network: str, out: Path) -> dict[str, Any]:
       out: folder.
 
     Raises:
-      UserError: for a name that does not exist, or a folder that cannot be written.
+      UserError: for a name that does not exist, a checkpoint that is no optimizer, or a folder that cannot be
+        written.
     """
     if network not in problems():
         raise unknown("network", network, problems())
-    tx = optax.adam(RATE) if optimizer == ADAM else metaopt.load(optimizer, num_steps=NUM_STEPS)
+    tx = optax.adam(RATE) if optimizer == ADAM else _load(optimizer)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -99,6 +100,13 @@ def write(optimizer: str, network: str, out: Path) -> dict[str, Any]:
     (out / "coordinate_check.json").write_text(json.dumps(result) + "\n")
     draw(result).savefig(out / "coordinate_check.png", dpi=110)
     return result
+
+
+def _load(name: str) -> optax.GradientTransformation:
+    learned, theta, _ = metaopt.read(name)
+    if learned.kind != "optimizer":
+        raise UserError(f"the coordinate check is of optimizers, {name} is of kind {learned.kind}")
+    return learned.bind(theta, num_steps=NUM_STEPS)
 
 
 def measure(problem: Problem, tx: optax.GradientTransformation, relative: bool) -> dict[str, Any]:

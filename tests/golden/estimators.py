@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from meta_train.estimators import ESTIMATORS, es, samples
-from meta_train.estimators.samples import Config, Samples
+from meta_train.estimators.samples import Samples, Sampling
 from meta_train.inner import toys
 from meta_train.parallel import devices
 from metaopt.core import Episode, InnerProblem
@@ -84,7 +84,7 @@ def worst(actual, expected) -> float:
 def compiled(name: str, problem: InnerProblem, data, sigma: float | None = None):
     """``(thetas (windows, P), index of a pair) -> (grads, mean losses, differences)``."""
     sigma = float(data["sigma"]) if sigma is None else sigma
-    config = Config(num_samples=1, window=int(data["K"]), sigma=sigma, staggered=False)
+    config = Sampling(num_samples=1, window=int(data["K"]), sigma=sigma, staggered=False)
     eps = jnp.asarray(data["eps"])
 
     def stored(theta, sample: Samples, sigma, purpose="noise"):
@@ -117,7 +117,7 @@ def replay_resets(path) -> list[tuple[str, float]]:
     """
     data = np.load(path)
     num_steps, num_pairs = data["mask"].shape
-    draw = es.accumulated(Config(window=1, sigma=float(data["std"])), windows_per_draw=1).draw
+    draw = es.accumulated(Sampling(window=1, sigma=float(data["std"])), windows_per_draw=1).draw
     grads, memories = [], []
     for pair in range(num_pairs):
         eps, memory = jnp.asarray(data["eps"][pair]), jnp.asarray(data["accumulator"][pair])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from meta_train.estimators import bmg
-from meta_train.estimators.samples import Config
+from meta_train.estimators.samples import Sampling
 from meta_train.inner import episodes
-from meta_train.inner.horizon import Horizon
+from meta_train.inner.episodes import Episodes
 from meta_train.parallel import devices
 from metaopt import families
 from metaopt.errors import UserError
@@ -16,7 +16,7 @@ from tasks import ImageMLP
 from tasks.quadratic import Quadratic
 from tests.meta_train.problems import THETA, linear_system, run_windows
 
-CONFIG = Config(num_samples=1, window=3, sigma=0.0, staggered=False)
+CONFIG = Sampling(num_samples=1, window=3, sigma=0.0, staggered=False)
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
@@ -51,7 +51,7 @@ def test_kl_by_hand():
 def test_a_timid_learning_rate_is_raised():
     """A classifier that runs ahead has learned more: both matchings ask for a larger rate."""
     optimizer = families.build("hand", rule="sgd", learning_rate=0.01)
-    config = episodes.Config(Horizon(6, 6), split="train", objective="linear")
+    config = Episodes(6, 6, split="train", objective="linear")
     problem = episodes.build(optimizer, ImageMLP(width=8), config)
     theta = optimizer.init(jax.random.key(0))
     for matching in ("kl", "parameters"):
@@ -60,8 +60,7 @@ def test_a_timid_learning_rate_is_raised():
 
 
 def test_what_cannot_be_matched_is_refused():
-    optimizer, horizon = families.build("hand"), episodes.Config(Horizon(5, 5))
-    quadratic = episodes.build(optimizer, Quadratic(dim=3), horizon)
+    quadratic = episodes.build(families.build("hand"), Quadratic(dim=3), Episodes(5, 5))
     for problem, options, message in [
         (quadratic, {"matching": "kl"}, "take matching=parameters"),
         (quadratic._replace(learner=None), {}, "set InnerProblem.learner"),

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+import metaopt
 from meta_train import cli
 from meta_train.studies import coordinate_check
-from metaopt import families
+from metaopt import checkpoint, families
 from metaopt.errors import UserError
 
 TINY = coordinate_check.problems()["mlp"]._replace(widths=(32, 64, 256))
@@ -58,9 +59,16 @@ def test_mulo_is_flat_under_mup_alone():
 
 
 def test_slope():
-    widths = (10, 100, 1000)
-    np.testing.assert_allclose(coordinate_check.slope(widths, [3.0 * w**0.5 for w in widths]), 0.5, rtol=1e-3)  # 4 digits
-    assert coordinate_check.slope(widths, [1.0, None, 1.0]) is None and coordinate_check.slope(widths, [1.0, 0.0, 1.0]) is None
+    widths, slope = (10, 100, 1000), coordinate_check.slope
+    np.testing.assert_allclose(slope(widths, [3.0 * w**0.5 for w in widths]), 0.5, rtol=1e-3)  # 4 digits
+    assert slope(widths, [1.0, None, 1.0]) is None and slope(widths, [1.0, 0.0, 1.0]) is None
+
+
+def test_a_checkpoint_that_is_no_optimizer_is_refused(tmp_path, monkeypatch):
+    drift = families.build("mlp")._replace(kind="drift")
+    monkeypatch.setattr(metaopt, "read", lambda name: checkpoint.Checkpoint(drift, {}, {}))
+    with pytest.raises(UserError, match="of optimizers, mine is of kind drift"):
+        coordinate_check.write("mine", "mlp", tmp_path)
 
 
 def test_mistakes(tmp_path, capsys):

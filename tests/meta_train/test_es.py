@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from meta_train.estimators import ESTIMATORS, samples
-from meta_train.estimators.samples import Config
+from meta_train.estimators.samples import Sampling
 from meta_train.parallel import devices
 from metaopt.core import Episode, InnerProblem
 from tests import golden
@@ -29,9 +29,9 @@ def episode_estimates(name, window, num_pairs, **options):
     """(windows, num_pairs, P) estimates of single pairs on est_quadlin, summed losses, theta fixed."""
     problem, _ = replay.quadlin(GOLDEN)
     problem = problem._replace(reset=lambda *a, reset=problem.reset: reset(*a)._replace(horizon=jnp.int32(20)))
-    config = Config(num_pairs, window, float(GOLDEN["sigma"]), staggered=False)
+    config = Sampling(num_pairs, window, float(GOLDEN["sigma"]), staggered=False)
     singles = lambda estimate_one, config, mesh, shape: one_by_one(estimate_one, shape)
-    with mock.patch.object(samples, "spread", singles):
+    with mock.patch.object(samples, "over_mesh", singles):
         estimator = ESTIMATORS[name](problem, config, None, **options)
     theta = jnp.asarray(GOLDEN["theta0"])
 
@@ -79,7 +79,7 @@ def test_es_single_variance_does_not_depend_on_the_window(window):
 def test_the_first_member_can_lead():
     """advance="pos": the second window starts where the first member of the first one ended."""
     problem = linear_system(HORIZON)
-    config = Config(num_samples=1, window=3, sigma=0.1, staggered=False)
+    config = Sampling(num_samples=1, window=3, sigma=0.1, staggered=False)
     estimator = ESTIMATORS["truncated_es"](problem, config, devices.mesh(1), advance="pos")
     state = estimator.init(THETA, jax.random.key(0))
     _, state, _ = jax.jit(estimator.estimate)(THETA, state, 0)
@@ -96,5 +96,5 @@ def test_an_even_loss_has_no_gradient_at_its_center(name):
         reset=lambda theta, key, outer_step: Episode(key, jnp.int32(0), jnp.int32(4), (), jnp.zeros(())),
         step=lambda theta, e: (e._replace(step=e.step + 1), jnp.sum(theta**2)),
     )
-    grads, _ = run_windows(name, even, Config(num_samples=4, window=2), 3, theta=jnp.zeros(5))
+    grads, _ = run_windows(name, even, Sampling(num_samples=4, window=2), 3, theta=jnp.zeros(5))
     np.testing.assert_array_equal(grads, np.zeros((3, 5)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from meta_train import estimators
-from meta_train.estimators.samples import Config
+from meta_train.estimators.samples import Sampling
 from meta_train.parallel import devices
 from meta_train.studies import estimator as study
 from meta_train.studies.estimator import cosine, estimates, problems, regression, variance
@@ -71,7 +71,7 @@ def test_estimates_are_those_of_the_estimator():
     noise, data = jax.random.split(jax.random.key(3), 2)[:, None]
     run = estimates.build("pes", studied.problem, 8, 2)
     found = run(studied.theta, studied.sigma, noise, data)[0]
-    config = Config(num_samples=1, window=2, sigma=studied.sigma, staggered=False)
+    config = Sampling(num_samples=1, window=2, sigma=studied.sigma, staggered=False)
     estimator = estimators.build("pes", studied.problem, config, devices.mesh(1))
     state, expected = estimator.init(studied.theta, noise[0]), []
     for _ in range(4):

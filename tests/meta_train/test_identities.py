@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from meta_train.estimators import ESTIMATORS, samples
-from meta_train.estimators.samples import Config
+from meta_train.estimators.samples import Sampling
 from meta_train.inner import episodes
-from meta_train.inner.horizon import Horizon
+from meta_train.inner.episodes import Episodes
 from meta_train.parallel import devices
 from metaopt import families
 from metaopt.core import Episode, InnerProblem, Learner
@@ -46,7 +46,7 @@ FIXED = descent(rounding=HORIZON)
 def estimates(name, window=WINDOW, num_windows=None, sigma=0.1, problem=FIXED, theta=START, num_samples=4, **options):
     """(num_windows, P) estimates of consecutive windows; all samples in lockstep."""
     config = {k: options.pop(k) for k in ("combine", "shaping") if k in options}
-    config = Config(num_samples, window, sigma, staggered=False, **config)
+    config = Sampling(num_samples, window, sigma, staggered=False, **config)
     num_windows = num_windows or HORIZON // window
     return np.asarray(run_windows(name, problem, config, num_windows, theta=theta, **options)[0])
 
@@ -93,9 +93,9 @@ def test_rtrl_over_an_episode_is_full_backpropagation(combine):
 def test_forward_and_reverse_agree_where_the_state_counts_steps():
     """Adam on a noisy quadratic: integers in the state have no derivative, random horizons."""
     optimizer = families.build("hand", rule="adam", learning_rate=0.05)
-    problem = episodes.build(optimizer, Quadratic(dim=3, noise=0.1), episodes.Config(Horizon(6, 6, 3)))
+    problem = episodes.build(optimizer, Quadratic(dim=3, noise=0.1), Episodes(6, 6), window=3)
     theta = optimizer.init(jax.random.key(0))
-    config = Config(num_samples=2, window=3, sigma=0.0, staggered=False)
+    config = Sampling(num_samples=2, window=3, sigma=0.0, staggered=False)
     forward = run_windows("rtrl", problem, config, 2, theta=theta)[0]
     (reverse,) = jax.tree.leaves(run_windows("backprop", problem, config, 1, theta=theta)[0]["log_learning_rate"])
     np.testing.assert_allclose(forward["log_learning_rate"].mean(), reverse, rtol=1e-4)
@@ -104,7 +104,7 @@ def test_forward_and_reverse_agree_where_the_state_counts_steps():
 def test_full_backpropagation_counts_no_step_beyond_the_horizon():
     """Horizons of 3 to 12 steps side by side, against jax.grad of each."""
     problem = descent(rounding=3)
-    config = Config(num_samples=6, window=3, sigma=0.0)
+    config = Sampling(num_samples=6, window=3, sigma=0.0)
     grads, metrics = run_windows("backprop", problem, config, 1, theta=START)
 
     def mean_loss(theta, key):
@@ -136,7 +136,7 @@ def test_full_backpropagation_survives_what_lies_beyond_the_horizon():
         return episode._replace(step=episode.step + 1, inner=x), x**2
 
     problem = InnerProblem(reset, step, longest=12)
-    grads, metrics = run_windows("backprop", problem, Config(8, 3, 0.0), 1, theta=START[:1])
+    grads, metrics = run_windows("backprop", problem, Sampling(8, 3, 0.0), 1, theta=START[:1])
     assert metrics["num_valid"][0] == 8 and np.isfinite(grads).all()
 
 
@@ -175,7 +175,7 @@ def test_without_pairs_and_with_mirrored_noise_vanilla_es_is_antithetic_es(monke
         monkeypatch.setattr(samples, "perturbation", which)
         number = jnp.arange(len(values), dtype=jnp.uint32)
         keys = jax.random.wrap_key_data(jnp.stack([jnp.zeros_like(number), number], axis=1))
-        estimator = ESTIMATORS["es"](FIXED, Config(len(values), WINDOW, 0.1), devices.mesh(1), **options)
+        estimator = ESTIMATORS["es"](FIXED, Sampling(len(values), WINDOW, 0.1), devices.mesh(1), **options)
         state = estimator.init(START, jax.random.key(0))._replace(key=keys)
         results.append(jax.jit(estimator.estimate)(START, state, 0)[0])
     # (1 / N sigma^2) sum e L over six members is the mean over three pairs; losses of order one in float32.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from meta_train.estimators import ESTIMATORS
-from meta_train.estimators.samples import Config
+from meta_train.estimators.samples import Sampling
 from meta_train.inner import toys
 from meta_train.parallel import devices
 
@@ -15,7 +15,7 @@ BEST, OUTER_STEPS, RATE, SIGMA = -1 / 6, 3000, 1e-4, 0.1
 
 def learn(name, window=1, num_samples=500, sigma=SIGMA, seed=0):
     """theta after plain gradient descent from 0.5, and the loss 500 steps from the start with it."""
-    config = Config(num_samples, window, sigma, staggered=False)
+    config = Sampling(num_samples, window, sigma, staggered=False)
     estimator = ESTIMATORS[name](toys.influence_balancing(window), config, devices.mesh(1))
     theta = jnp.array([0.5])
 

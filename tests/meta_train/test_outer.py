@@ -8,7 +8,8 @@ import pytest
 
 from meta_train import outer
 from meta_train.estimators import ESTIMATORS
-from meta_train.estimators.samples import Config
+from meta_train.estimators.samples import Sampling
+from meta_train.outer import OuterLoop
 from meta_train.parallel import devices
 from metaopt.core import Estimator
 from metaopt.errors import UserError
@@ -22,8 +23,8 @@ def fixed(grad, num_valid=1.0):
 
 
 def one_step(estimators, tx, clip=10.0):
-    state = outer.init(THETA, estimators, tx, jax.random.key(0))
-    return jax.jit(outer.build_step(estimators, tx, clip))(state)
+    program = outer.build(estimators, tx, clip)
+    return jax.jit(program.step)(program.init(THETA, jax.random.key(0)))
 
 
 def test_problems_are_averaged_and_those_without_a_sample_left_out():
@@ -48,39 +49,38 @@ def test_without_a_usable_gradient_nothing_moves(estimator):
     assert metrics["skipped"] == 1 and state.step == 1
 
 
-def test_a_chunk_is_that_many_single_steps_and_lowers_the_meta_loss():
+def test_a_dispatch_is_that_many_single_steps_and_lowers_the_meta_loss():
     mesh = devices.mesh(1)
-    estimator = ESTIMATORS["es_single"](linear_system(6), Config(16, 3, 0.05), mesh)
-    tx = outer.optimizer(outer.Config(learning_rate=0.05, warmup=2, outer_steps=40))
-    step = outer.build_step([estimator], tx, 1.0)
-    start = jax.jit(lambda: outer.init(THETA, [estimator], tx, jax.random.key(0)))  # fresh buffers: one is donated
-    chunked, metrics = outer.build_chunk(step, 40, mesh)(start())
-    single, jitted = start(), jax.jit(step)
+    estimator = ESTIMATORS["es_single"](linear_system(6), Sampling(16, 3, 0.05), mesh)
+    tx = outer.optimizer(OuterLoop(learning_rate=0.05, warmup=2, outer_steps=40))
+    program = outer.build([estimator], tx, 1.0)
+    start = jax.jit(lambda: program.init(THETA, jax.random.key(0)))  # fresh buffers: one is donated
+    dispatched, metrics = outer.build_dispatch(program, 40, mesh)(start())
+    single, step = start(), jax.jit(program.step)
     for _ in range(40):
-        single, _ = jitted(single)
-    np.testing.assert_allclose(chunked.theta, single.theta, rtol=1e-5)
+        single, _ = step(single)
+    np.testing.assert_allclose(dispatched.theta, single.theta, rtol=1e-5)
     assert metrics["meta_loss"].shape == (40,)
-    assert mean_loss(chunked.theta, 6) < 0.8 * mean_loss(THETA, 6)
+    assert mean_loss(dispatched.theta, 6) < 0.8 * mean_loss(THETA, 6)
 
 
 def test_a_run_compiles_once():
     mesh = devices.mesh(8)
-    estimator = ESTIMATORS["pes"](linear_system(6), Config(16, 3, 0.05), mesh)
-    tx = optax.sgd(0.1)
-    init = lambda: outer.init(THETA, [estimator], tx, jax.random.key(0))
-    chunk = outer.build_chunk(outer.build_step([estimator], tx, 1.0), 2, mesh)
-    state = jax.jit(init, out_shardings=outer.shardings(mesh))()
+    estimator = ESTIMATORS["pes"](linear_system(6), Sampling(16, 3, 0.05), mesh)
+    program = outer.build([estimator], optax.sgd(0.1), 1.0)
+    dispatch = outer.build_dispatch(program, 2, mesh)
+    state = jax.jit(lambda: program.init(THETA, jax.random.key(0)), out_shardings=outer.shardings(mesh))()
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
     )
     for _ in range(3):
-        state, _ = chunk(state)
+        state, _ = dispatch(state)
     assert len(compiled) == 1
 
 
 def test_warm_up_and_cosine():
-    tx = outer.optimizer(outer.Config(learning_rate=1.0, warmup=10, outer_steps=100))
+    tx = outer.optimizer(OuterLoop(learning_rate=1.0, warmup=10, outer_steps=100))
     state, sizes = tx.init(THETA), []
     for _ in range(100):
         update, state = tx.update(jnp.array([1.0, 0.0]), state, THETA)
@@ -93,4 +93,4 @@ def test_warm_up_and_cosine():
 
 def test_a_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(UserError, match="warmup < outer_steps, got 10 and 10"):
-        outer.Config(warmup=10, outer_steps=10)
+        OuterLoop(warmup=10, outer_steps=10)

@@ -15,14 +15,14 @@ VALID = np.ones(4, bool)
 
 
 def factors(name, losses=LOSSES, valid=VALID, num_devices=1):
-    spread = jax.shard_map(
+    over_devices = jax.shard_map(
         shaping.build(name, SIGMA),
         mesh=devices.mesh(num_devices),
         in_specs=(P(devices.SAMPLE_AXIS), P(devices.SAMPLE_AXIS)),
         out_specs=P(devices.SAMPLE_AXIS),
         check_vma=False,
     )
-    return np.asarray(jax.jit(spread)(jnp.asarray(losses), jnp.asarray(valid)))
+    return np.asarray(jax.jit(over_devices)(jnp.asarray(losses), jnp.asarray(valid)))
 
 
 @pytest.mark.parametrize("num_devices", [1, 4])
@@ -45,7 +45,7 @@ def test_a_sample_that_does_not_count_does_not_move_the_others(name):
     shaped = factors(name, broken, np.isfinite(broken).all(axis=1))
     kept = [0, 2, 3]
     alone = factors(name, LOSSES[kept], VALID[kept])
-    # Ranks are spread over all members; the missing two take the last places.
+    # Ranks are among all members; the missing two take the last places.
     scale = 5 / 7 if name == "rank" else 1.0
     np.testing.assert_allclose(shaped[kept], scale * alone, rtol=1e-6)
 

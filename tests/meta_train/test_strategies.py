@@ -10,36 +10,39 @@ import numpy as np
 import optax
 import pytest
 
-from meta_train import outer, strategies
-from meta_train import recipe as recipes
+from meta_train import outer, settings, strategies, training
+from meta_train.estimators.samples import Sampling
 from meta_train.parallel import devices
-from meta_train.recipe import Recipe
-from meta_train.run import directory
-from meta_train.strategies import STRATEGIES, Config, fitness
+from meta_train.recipe import Episodes, Estimation, OuterLoop, Recipe, Run, Strategy
+from meta_train.strategies import STRATEGIES, fitness
 from metaopt.core import Episode, InnerProblem
 from metaopt.errors import UserError
 from tests.meta_train.problems import THETA, linear_system, mean_loss
 
 HORIZON, WINDOW, MEMBERS, LENGTH = 12, 3, 16, 60
 LOCKSTEP = {"persistent_es", "noise_reuse_es"}
-CONFIG = Config(population=MEMBERS, num_samples=1, window=WINDOW, sigma=0.1)
+SAMPLING = Sampling(num_samples=1, window=WINDOW, sigma=0.1)
+
+
+def build(name, problems, tx, mesh, theta=THETA, population=MEMBERS, normalize="zscore", **changes):
+    strategy, sampling = Strategy(name, population, normalize), dataclasses.replace(SAMPLING, **changes)
+    return strategies.build(theta, problems, strategy, sampling, tx, mesh)
 
 
 def begin(name, problems, tx, num_devices=1, length=1, **changes):
     """The first state and the function that makes ``length`` outer steps."""
     mesh = devices.mesh(num_devices)
-    config = dataclasses.replace(CONFIG, strategy=name, **changes)
-    program = strategies.build(THETA, problems, config, tx, mesh)
+    program = build(name, problems, tx, mesh, **changes)
     init = jax.jit(lambda: program.init(THETA, jax.random.key(0)), out_shardings=outer.shardings(mesh))
-    return init(), outer.build_chunk(program.step, length, mesh)
+    return init(), outer.build_dispatch(program, length, mesh)
 
 
 @functools.cache
 def trained(name, num_devices):
-    state, chunk = begin(name, [linear_system(HORIZON)], optax.adam(0.05), num_devices, LENGTH)
-    state, first = chunk(state)
-    state, second = chunk(state)
-    return state.theta, jax.tree.map(lambda *x: np.concatenate(x), first, second), chunk
+    state, dispatch = begin(name, [linear_system(HORIZON)], optax.adam(0.05), num_devices, LENGTH)
+    state, first = dispatch(state)
+    state, second = dispatch(state)
+    return state.theta, jax.tree.map(lambda *x: np.concatenate(x), first, second), dispatch
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
@@ -73,8 +76,8 @@ def test_inner_steps_are_counted(name):
 
 
 def test_members_one_after_the_other_give_what_all_at_once_give():
-    state, chunk = begin("persistent_es", [linear_system(HORIZON)], optax.adam(0.05), length=5, chunk=3)
-    _, metrics = chunk(state)
+    state, dispatch = begin("persistent_es", [linear_system(HORIZON)], optax.adam(0.05), length=5, at_once=3)
+    _, metrics = dispatch(state)
     np.testing.assert_allclose(metrics["theta_norm"], trained("persistent_es", 1)[1]["theta_norm"][:5], rtol=1e-5)
 
 
@@ -82,7 +85,7 @@ def test_open_es_is_antithetic_evolution_strategies():
     """g = mean over pairs of e (L+ - L-) / (2 sigma^2), from the very population that it asked for."""
     from evosax.algorithms import Open_ES
 
-    state, chunk = begin("open_es", [linear_system(HORIZON)], optax.sgd(0.5), normalize="none")
+    state, dispatch = begin("open_es", [linear_system(HORIZON)], optax.sgd(0.5), normalize="none")
     key, search = state.opt_state
     algorithm = Open_ES(MEMBERS, THETA)
     key = jax.random.fold_in(jax.random.fold_in(key, 0), strategies.ASK)
@@ -90,9 +93,9 @@ def test_open_es_is_antithetic_evolution_strategies():
     plus, minus = population[: MEMBERS // 2], population[MEMBERS // 2 :]
     np.testing.assert_allclose(plus + minus, jnp.broadcast_to(2 * THETA, plus.shape), atol=1e-6)  # it is mirrored
     loss = jax.vmap(lambda theta: mean_loss(theta, HORIZON))
-    factors = (loss(plus) - loss(minus)) / (2 * CONFIG.sigma**2)
+    factors = (loss(plus) - loss(minus)) / (2 * SAMPLING.sigma**2)
     grad = jnp.mean(factors[:, None] * (plus - THETA), axis=0)
-    after, _ = chunk(state)
+    after, _ = dispatch(state)
     np.testing.assert_allclose((THETA - after.theta) / 0.5, grad, rtol=1e-4)  # differences of losses in float32
 
 
@@ -113,8 +116,8 @@ def test_windows_of_an_episode_add_up_to_the_true_gradient(name, normalize, comb
     """As for our own PES and ES-Single; with a single column zscore takes away no more than a mean."""
     num_windows = HORIZON // WINDOW
     changes = {"population": 40_000, "normalize": normalize, "combine": combine}
-    state, chunk = begin(name, [linear_system(HORIZON)], TAPE, length=num_windows, **changes)
-    state, _ = chunk(state)
+    state, dispatch = begin(name, [linear_system(HORIZON)], TAPE, length=num_windows, **changes)
+    state, _ = dispatch(state)
     search = state.opt_state.state
     truth = jax.grad(last_loss)(THETA) if combine == "last" else jax.grad(mean_loss)(THETA, HORIZON)
     # Four standard errors of 20,000 pairs, as in test_es; the differences that make a last
@@ -128,7 +131,7 @@ def test_windows_of_an_episode_add_up_to_the_true_gradient(name, normalize, comb
 def stateless(loss):
     """Losses of theta, and of the key of a step."""
     return InnerProblem(
-        reset=lambda theta, key, outer_step: Episode(key, jnp.int32(0), jnp.int32(HORIZON), (), jnp.zeros(())),
+        reset=lambda theta, key, outer_step: Episode(key, jnp.int32(0), jnp.int32(HORIZON), (), ()),
         step=lambda theta, e: (e._replace(step=e.step + 1), loss(theta, jax.random.fold_in(e.key, e.step))),
         longest=HORIZON,
     )
@@ -136,8 +139,8 @@ def stateless(loss):
 
 def test_members_run_the_same_episodes_and_a_step_runs_others():
     noise = stateless(lambda theta, key: jax.random.normal(key))
-    state, chunk = begin("noise_reuse_es", [noise], optax.sgd(1.0), length=6, num_samples=2, normalize="none")
-    state, metrics = chunk(state)
+    state, dispatch = begin("noise_reuse_es", [noise], optax.sgd(1.0), length=6, num_samples=2, normalize="none")
+    state, metrics = dispatch(state)
     # Members on episodes of their own would move theta by about 1 / (sigma sqrt(members)) = 2.5 a step.
     np.testing.assert_allclose(state.theta, THETA, atol=1e-5)
     assert len(set(np.asarray(metrics["meta_loss"]).tolist())) == 6
@@ -190,8 +193,8 @@ def test_a_badly_scaled_problem_does_not_decide_alone():
     """
     squared = lambda goal, scale: stateless(lambda theta, key: scale * jnp.sum((theta - jnp.array(goal)) ** 2))
     problems = [squared([1.0, 0.0], 1.0), squared([0.0, 1.0], 1e4)]
-    state, chunk = begin("snes", problems, optax.identity(), length=100, normalize="zscore")
-    theta = chunk(state)[0].theta
+    state, dispatch = begin("snes", problems, optax.identity(), length=100, normalize="zscore")
+    theta = dispatch(state)[0].theta
     # Anywhere between the two: what one gains the other loses, in units of its own spread.
     np.testing.assert_allclose(jnp.sum(theta), 1.0, atol=0.02)
     assert 0.2 < theta[0] < 0.8
@@ -221,10 +224,10 @@ def test_losses_that_are_not_finite(name):
         search = state.opt_state.state
         return jax.tree.map(np.array, (search.mean, search.opt_state) if name in LOCKSTEP else search)
 
-    state, chunk = begin(name, [problem], optax.adam(0.05))
+    state, dispatch = begin(name, [problem], optax.adam(0.05))
     before, rows = at_rest(state), []
     for i in range(40):
-        state, metrics = chunk(state)
+        state, metrics = dispatch(state)
         rows.append({name: float(value[0]) for name, value in metrics.items()})
         if i == num_silent - 1:
             jax.tree.map(np.testing.assert_array_equal, at_rest(state), before)
@@ -239,18 +242,13 @@ def test_losses_that_are_not_finite(name):
 
 
 TINY = Recipe(
-    suite="quadratics",
-    optimizer="hand",
-    strategy="persistent_es",
-    population=8,
-    num_samples=2,
-    window=5,
-    shortest=15,
-    longest=15,
-    outer_steps=4,
-    warmup=1,
-    steps_per_dispatch=2,
-    save_every=2,
+    family="hand",
+    tasks="quadratics",
+    episodes=Episodes(15, 15),
+    estimator=Estimation(num_samples=2, window=5),
+    strategy=Strategy("persistent_es", population=8),
+    outer=OuterLoop(outer_steps=4, warmup=1),
+    run=Run(steps_per_dispatch=2, save_every=2),
 )
 
 
@@ -259,7 +257,7 @@ def test_a_run_that_is_cut_off_ends_with_the_same_theta(tmp_path, monkeypatch):
     import orbax.checkpoint as ocp
 
     whole, cut, save = tmp_path / "whole", tmp_path / "cut", ocp.CheckpointManager.save
-    directory.start(TINY, whole)
+    training.train(TINY, whole)
 
     def full(self, step, *args, **kwargs):
         if step >= 4:
@@ -269,16 +267,16 @@ def test_a_run_that_is_cut_off_ends_with_the_same_theta(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ocp.CheckpointManager, "save", full)
         with pytest.raises(UserError, match="No space left"):
-            directory.start(TINY, cut)
+            training.train(TINY, cut)
     assert (cut / "state" / "2").exists() and not (cut / "state" / "4").exists()
-    directory.resume(cut)
-    (ours, step), (theirs, other) = directory.read_theta(cut), directory.read_theta(whole)
+    training.resume(cut)
+    (ours, step), (theirs, other) = training.read_theta(cut), training.read_theta(whole)
     assert step == other == 4
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    jax.tree.map(lambda x, y: np.testing.assert_array_less(0, np.abs(x - y)), ours, TINY.learned_optimizer().init(None))
+    jax.tree.map(lambda x, y: np.testing.assert_array_less(0, np.abs(x - y)), ours, TINY.build_family().init(None))
     rows = [[json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (cut, whole)]
     for ours, theirs in zip(*rows, strict=True):
-        assert ours | {"time": 0} == theirs | {"time": 0}
+        assert ours | {"time": 0, "seconds": 0} == theirs | {"time": 0, "seconds": 0}
     assert rows[0][0]["inner_steps"] == 8 * 2 * 5 and rows[0][-1]["problem_0/num_valid"] == 16
 
 
@@ -293,30 +291,28 @@ def test_a_run_that_is_cut_off_ends_with_the_same_theta(tmp_path, monkeypatch):
         (["strategy=pgpe", "combine=sum"], "unknown combine 'sum'"),
         (["strategy=persistent_es", "longest=30"], "set shortest and longest to the same, got 15 and 30"),
         (["strategy=cma_es", "shaping=rank"], "shaping is for estimators: leave it out with strategy=cma_es"),
-        (["strategy=cma_es", "replay=2"], "replay is for estimators"),
+        (["strategy=cma_es", "sample_clip=2"], "sample_clip is for estimators"),
     ],
 )
 def test_mistakes_in_a_recipe(changes, message):
     with pytest.raises(UserError) as error:
-        recipes.override(TINY, changes)
+        settings.override(TINY, changes)
     assert message in str(error.value)
 
 
-def test_members_are_what_is_spread_over_the_devices():
-    assert TINY.spread() == TINY.population
-    assert dataclasses.replace(TINY, strategy="").spread() == TINY.num_samples
+def test_members_are_what_is_sharded_over_the_devices():
+    assert TINY.num_sharded() == TINY.strategy.population == 8
+    assert dataclasses.replace(TINY, strategy=Strategy()).num_sharded() == TINY.estimator.num_samples == 2
 
 
 def test_what_cannot_be_built_is_refused():
-    def build(name, problem, theta=THETA, num_devices=1, **changes):
-        config = dataclasses.replace(CONFIG, strategy=name, **changes)
-        strategies.build(theta, [problem], config, optax.sgd(1.0), devices.mesh(num_devices))
-
-    problem = linear_system(HORIZON)
+    problem, tx = linear_system(HORIZON), optax.sgd(1.0)
+    with pytest.raises(UserError, match="a strategy needs a sigma above 0"):
+        build("snes", [problem], tx, devices.mesh(1), sigma=0.0)
     with pytest.raises(UserError, match="multiple of the 8 devices, got 12"):
-        build("snes", problem, population=12, num_devices=8)
+        build("snes", [problem], tx, devices.mesh(8), population=12)
     with pytest.raises(UserError, match="covariance of all 10001 entries of theta: take sep_cma_es or snes"):
-        build("cma_es", problem, theta=jax.ShapeDtypeStruct((10_001,), jnp.float32))
+        build("cma_es", [problem], tx, devices.mesh(1), theta=jax.ShapeDtypeStruct((10_001,), jnp.float32))
     for other in (problem._replace(longest=0), linear_system(10)):
         with pytest.raises(UserError, match="needs episodes of one known length, a multiple of the window 3, got"):
-            build("persistent_es", other)
+            build("persistent_es", [other], tx, devices.mesh(1))

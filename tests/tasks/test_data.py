@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metaopt.errors import UserError
-from tasks import data, image_table, suites
+from tasks import data, image_table
 
 
 @pytest.fixture(autouse=True)
@@ -89,39 +89,24 @@ def test_a_batch_comes_from_its_split_and_set():
         np.testing.assert_allclose(np.asarray(inputs).std(), 1.0, rtol=0.1)
 
 
-def test_a_part_wraps_around_the_end_of_its_split():
+def test_a_subset_wraps_around_the_end_of_its_split():
     table = image_table.build(("digits",), 8)
     size = int(table.sizes[0, 0])
-    part = image_table.Part(jnp.int32(size - 2), jnp.int32(5))
-    _, whole = table.spread(0, "train", size)
-    _, labels = table.spread(0, "train", 5, part)
+    subset = image_table.Subset(jnp.int32(size - 2), jnp.int32(5))
+    _, whole = table.evenly_spaced(0, "train", size)
+    _, labels = table.evenly_spaced(0, "train", 5, subset)
     np.testing.assert_array_equal(labels, whole[jnp.array([size - 2, size - 1, 0, 1, 2])])
-    drawn, _ = table.batch(0, "train", jax.random.key(0), 200, part)
+    drawn, _ = table.batch(0, "train", jax.random.key(0), 200, subset)
     assert len(np.unique(drawn, axis=0)) == 5
 
 
-def test_the_size_of_a_part_is_log_uniform():
+def test_the_size_of_a_subset_is_log_uniform():
     table = image_table.build(("digits",), 8)
     size, smallest = int(table.sizes[0, 0]), 100
-    draw = jax.vmap(lambda key: table.draw_part(0, "train", key, smallest).count)
+    draw = jax.vmap(lambda key: table.draw_subset(0, "train", key, smallest).count)
     counts = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
     assert counts.min() >= smallest and counts.max() <= size
     # The logarithm is uniform: its mean within four standard errors (range / sqrt(12 n)).
     span = np.log((size + 1) / smallest)
     np.testing.assert_allclose(np.log(counts).mean(), np.log(smallest) + span / 2, atol=4 * span / (12 * 4000) ** 0.5)
-    assert table.draw_part(0, "train", jax.random.key(0), 2 * size).count == size
-
-
-def test_suites_are_disjoint_by_code():
-    from metaopt.evaluation import heldout
-
-    trained_on = [task.traits() for task in suites.images_small()]
-    for task in suites.heldout_small():
-        assert heldout.novelty(task.traits(), trained_on), f"{task.name} is not held out"
-    for task in suites.images_small():
-        assert heldout.novelty(task.traits(), trained_on) == ()
-
-
-def test_an_unknown_suite_names_the_nearest():
-    with pytest.raises(UserError, match="did you mean 'heldout-small'"):
-        suites.build("heldout-smal")
+    assert table.draw_subset(0, "train", jax.random.key(0), 2 * size).count == size

@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from metaopt import mup
-from metaopt.core import scaled_updates
-from tasks import ImageMLP, Quadratic, Reparametrized
+from tasks import ImageConv, ImageMLP, Quadratic, Reparametrized
+from tasks.augment import Scaled
 from tasks.image_mlp import Sampled
 
 KEY = jax.random.key(3)
@@ -56,7 +57,7 @@ def test_absent_units_and_layers_have_no_gradient():
         drawn.input_scale,
         unit_mask=jnp.array([1.0] * 3 + [0.0] * 5),
         layer_mask=jnp.array([1.0, 1.0, 0.0]),
-        train_part=drawn.train_part,
+        train_subset=drawn.train_subset,
     )
     grads = jax.grad(task.loss, argnums=1)(small, task.init(small, KEY), KEY)
     assert np.abs(grads["w0"][:, 3:]).max() == 0 and np.abs(grads["w0"][:, :3]).max() > 0
@@ -108,12 +109,57 @@ def test_a_network_in_mup_is_what_is_inferred_from_its_shapes():
 
 
 def test_updates_are_multiplied_where_the_task_says_so():
-    tasks = [ImageMLP(width=16, depth=2, mup=True), Reparametrized(ImageMLP(width=16, depth=2, mup=True), 1.0)]
-    for task in tasks:
+    """An optimizer that asks for +1 everywhere shows by what each tensor's updates are multiplied."""
+    ones = optax.GradientTransformation(lambda params: (), lambda g, s, p: (jax.tree.map(jnp.ones_like, g), s))
+    network, shrunk = ImageMLP(width=16, depth=2, mup=True, batch_size=4), {"w1": 1 / 16}
+    for task, expected in ((network, shrunk), (Reparametrized(network, 1.0), shrunk), (ImageMLP(batch_size=4), {})):
         problem = task.sample(jax.random.key(0))
-        updates = jax.tree.map(jnp.ones_like, task.init(problem, jax.random.key(1)))
-        scaled = scaled_updates(task, problem, updates)
-        assert {name: float(u.ravel()[0]) for name, u in scaled.items()} == {
-            "w0": 1.0, "b0": 1.0, "w1": 1 / 16, "b1": 1.0, "w2": 1.0, "b2": 1.0
-        }  # fmt: skip
-    assert scaled_updates(ImageMLP(), None, {"w0": 2.0}) == {"w0": 2.0}
+        before = task.start(ones, problem, task.init(problem, jax.random.key(1)))
+        after, _ = task.step(ones, problem, before, KEY)
+        moved = jax.tree.map(lambda a, b: a - b, after.params, before.params)
+        for name, x in moved.items():
+            # What is added to a weight of order one is rounded.
+            np.testing.assert_allclose(x, jnp.full(x.shape, expected.get(name, 1.0)), atol=1e-6)
+
+
+def test_the_activity_of_units_is_the_mean_of_their_size_behind_the_activation():
+    task = ImageMLP(width=3, depth=2, batch_size=8, activations=("tanh",), max_input_factor=3.0)
+    problem = task.sample(KEY)
+    params = task.init(problem, KEY)
+    activity = task.unit_activity(problem, params, KEY)
+    hidden = np.asarray(task.table.batch(problem.dataset, "train", KEY, 8, problem.train_subset)[0])
+    hidden = hidden * np.asarray(problem.input_scale)
+    for layer in range(3):
+        hidden = hidden @ params[f"w{layer}"] + params[f"b{layer}"]
+        hidden = np.tanh(hidden) if layer < 2 else hidden
+        for name in (f"w{layer}", f"b{layer}"):
+            assert activity[name].shape == params[name].shape[-1:]
+            np.testing.assert_allclose(activity[name], np.abs(hidden).mean(axis=0), rtol=1e-5)
+    natural = jax.tree.map(lambda p: p / 7, params)
+    scaled = Reparametrized(task).unit_activity(Scaled(problem, jax.tree.map(lambda _: 7.0, params)), natural, KEY)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), scaled, activity)
+
+
+def test_units_that_do_not_exist_are_not_active():
+    task = ImageMLP(width=4, batch_size=8, min_width=2, activations=("tanh",))
+    problem = task.sample(KEY)._replace(unit_mask=jnp.array([1.0, 1.0, 0.0, 0.0]))
+    activity = task.unit_activity(problem, task.init(problem, KEY), KEY)["w0"]
+    assert (activity[:2] > 0).all() and (activity[2:] == 0).all()
+
+
+def test_the_activity_of_channels_is_the_mean_over_pixels_too():
+    task = ImageConv(side=4, channels=(2, 3), batch_size=5)
+    params = task.init((), KEY)
+    activity = task.unit_activity((), params, KEY)
+    hidden = np.asarray(task.table.batch(0, "train", KEY, 5)[0]).reshape(5, 4, 4, 1)
+    for layer in ("conv0", "conv1"):
+        # Stride 2 with the padding of SAME: a row and a column of zeros behind.
+        padded, side = np.pad(hidden, ((0, 0), (0, 1), (0, 1), (0, 0))), hidden.shape[1] // 2
+        windows = [[padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3] for j in range(side)] for i in range(side)]
+        hidden = np.einsum("ijnhwc,hwcd->nijd", windows, params[layer]["w"]) + params[layer]["b"]
+        hidden = np.maximum(hidden, 0)
+        np.testing.assert_allclose(activity[layer], np.abs(hidden).mean(axis=(0, 1, 2)), rtol=1e-5)
+    logits = hidden.mean(axis=(1, 2)) @ params["head"]["w"] + params["head"]["b"]
+    np.testing.assert_allclose(activity["head"], np.abs(logits).mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(task.outputs((), params, KEY), logits, rtol=1e-4, atol=1e-6)
+    assert {name: a.shape for name, a in activity.items()} == {"conv0": (2,), "conv1": (3,), "head": (10,)}

@@ -22,3 +22,9 @@ def test_a_result_is_shown_with_its_misses():
     }  # fmt: skip
     page = catalog.markdown({"x": {"family": "hand", "config": {}, "results": {"s": result}}})
     assert "at 100 % miss [0.25, miss]" in page and "failed runs 1/2" in page
+
+
+def test_the_list_is_a_line_for_each():
+    manifests = {"mine": {"family": "small_fc", "config": {}, "summary": "for images"}, "x": {"family": "hand"}}
+    lines = catalog.text(manifests).splitlines()
+    assert [line.split() for line in lines] == [["mine", "small_fc", "for", "images"], ["x", "hand"]]

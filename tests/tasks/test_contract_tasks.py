@@ -11,8 +11,8 @@ import pytest
 import tasks
 from metaopt import families
 from tasks import ImageConv, ImageMLP, Lasso, Quadratic, Reparametrized
-from tasks.supervised import OPTIMIZER_KEY
 from tasks.suites import METHODS
+from tasks.supervised import OPTIMIZER_KEY
 
 EXAMPLES = {
     "lasso": Lasso(noise=0.1),

@@ -47,7 +47,7 @@ class Comparison:
 
 
 def evaluate(
-    algorithms: Mapping[str, Any] | Sequence[str | Path],
+    algorithms: Mapping[str, Any] | Sequence[str | Path] | str | Path,
     tasks: Sequence[Task],
     *,
     baselines: Sequence[str] | Mapping[str, Baseline] | None = None,
@@ -84,6 +84,8 @@ def evaluate(
         folder that cannot be written.
     """
     settings = Settings(num_steps=num_steps, seeds=seeds, tuning_seeds=tuning_seeds, draws=draws)
+    if isinstance(algorithms, str | Path):
+        algorithms = [algorithms]
     named = algorithms if isinstance(algorithms, Mapping) else {label(name): name for name in algorithms}
     if len(named) < len(algorithms):
         raise UserError(f"two algorithms have the same name among {', '.join(map(str, algorithms))}: pass a mapping")

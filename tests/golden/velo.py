@@ -6,7 +6,7 @@ import numpy as np
 
 from metaopt import families
 from metaopt.importers import velo
-from metaopt.importers.imported import Found
+from metaopt.importers.imported import ImportedWeights
 from tests.golden.per_parameter import replay_scenarios
 
 
@@ -19,7 +19,7 @@ def replay(path) -> list[tuple[str, float]]:
     return replay_scenarios(data, variant, optimizer, theta)
 
 
-def imported(data, variant: str) -> Found:
+def imported(data, variant: str) -> ImportedWeights:
     """The weights of a variant, converted as those of a released file."""
     prefix, bugged = f"{variant}/theta/", variant == "bugged"
     arrays = {name.removeprefix(prefix).replace("|", "/"): data[name] for name in data.files if prefix in name}

@@ -61,6 +61,7 @@ def _cost(rows: list[dict[str, Any]], step: int, before: dict[str, Any]) -> dict
     cost = {
         "outer_steps": step,
         "inner_steps": round(sum(row["inner_steps"] for row in rows)),
-        "hours": round(sum(row["seconds"] for row in rows) / 3600, 4),
+        "hours": sum(row["seconds"] for row in rows) / 3600,
     }
-    return {name: round(value + before.get("cost", {}).get(name, 0), 4) for name, value in cost.items()}
+    total = {name: value + before.get("cost", {}).get(name, 0) for name, value in cost.items()}
+    return total | {"hours": float(f"{total['hours']:.3g}")}

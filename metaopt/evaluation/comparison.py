@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from metaopt import checkpoint, families
 from metaopt.checkpoint import Checkpoint
+from metaopt.checks import check_task, is_ours
 from metaopt.core import Algorithm, Task
 from metaopt.errors import UserError, unknown
 from metaopt.evaluation import compare, heldout
@@ -29,8 +31,8 @@ class Comparison:
     """Methods on tasks, made ready: who takes part, in which order, and what is known of each."""
 
     def __init__(self, methods: Sequence[Method], tasks: Sequence[Task], settings: Settings, title: str):
-        """Raises UserError for names that occur twice, or a method that does not solve a task."""
-        _check(methods, tasks)
+        """Raises UserError for a name that occurs twice, a method of the wrong kind, or what is wrong with a task."""
+        _check(methods, tasks, settings)
         self.settings = settings
         self._tasks = {task.name: task for task in tasks}
         self._methods = {method.name: method for method in methods}
@@ -161,7 +163,7 @@ def make_writable(folder: Path) -> None:
         raise UserError(f"cannot write results to {folder}: permission denied")
 
 
-def _check(methods: Sequence[Method], tasks: Sequence[Task]) -> None:
+def _check(methods: Sequence[Method], tasks: Sequence[Task], settings: Settings) -> None:
     if not methods or not tasks:
         raise UserError("a comparison needs an algorithm or a baseline, and a task")
     for kind, names in (("methods", [m.name for m in methods]), ("tasks", [task.name for task in tasks])):
@@ -175,6 +177,12 @@ def _check(methods: Sequence[Method], tasks: Sequence[Task]) -> None:
                     f"task {task.name} is solved by {' or '.join(task.solved_by)}, {method.name} is of kind "
                     f"{method.kind}"
                 )
+        if not is_ours(task):
+
+            def bind(rate: jax.Array) -> Algorithm:
+                return methods[0].make(rate, settings.num_steps)
+
+            check_task(task, bind, jnp.float32(methods[0].rates[0]))
 
 
 def _header(methods: Sequence[Method], tasks: Sequence[Task], settings: Settings, title: str) -> dict[str, Any]:

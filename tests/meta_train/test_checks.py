@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+import metaopt
 from meta_train import Episodes, Estimation, Recipe, program
 from meta_train.estimators import es
 from meta_train.parallel import devices
@@ -126,6 +127,11 @@ def test_what_is_wrong_with_a_task(task, message):
     assert "\n" not in str(error.value)
 
 
+def test_an_evaluation_says_it_too():
+    with pytest.raises(UserError, match=r"task line: evaluate\(..., 'train', key\) must return a dict"):
+        metaopt.evaluate({"sgd": lambda num_steps: optax.sgd(0.1)}, [NoLoss()], baselines=(), num_steps=20, seeds=2)
+
+
 def test_two_tasks_of_one_name_are_refused():
     with pytest.raises(UserError, match="two tasks are called 'line'"):
         program.build(Recipe(family=sgd, tasks=(Line(), Line())), devices.mesh())
@@ -176,6 +182,6 @@ def test_what_is_wrong_with_an_estimator(estimator, message):
 
 
 def test_ours_are_not_traced_twice(monkeypatch):
-    monkeypatch.setattr("meta_train.checks._trace", None)
+    monkeypatch.setattr("metaopt.checks.trace", None)
     recipe = Recipe(family="hand", tasks=(Quadratic(dim=2),), estimator=Estimation(num_samples=8))
     program.build(recipe, devices.mesh())

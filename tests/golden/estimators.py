@@ -111,8 +111,8 @@ def compiled(name: str, problem: InnerProblem, data, sigma: float | None = None)
 def replay_resets(path) -> list[tuple[str, float]]:
     """PES where episodes end inside the reference's windows.
 
-    Here an episode ends where a window does, so each of its windows is cut there: the
-    rule for the weight is fed with the pieces. What it must equal is the reference's
+    Here an episode ends where a window does, so each of its windows is cut there, and the
+    rule for the weight is given what lies before and behind the cut. What it must equal is the reference's
     corrected rule; the published one forgets the history of the last step (spec 3.2).
     """
     data = np.load(path)

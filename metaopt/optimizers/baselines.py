@@ -1,4 +1,4 @@
-"""Hand-written optimizers to compare with, each with one thing to tune: its rate."""
+"""Hand-written optimizers to compare with, each tuned by its learning rate alone."""
 
 import jax
 import optax
@@ -17,8 +17,8 @@ def _cosine(rate: jax.Array, num_steps: int) -> optax.Schedule:
 
 
 BASELINES = {
-    "adamw": Baseline(lambda rate, n: optax.adamw(rate), half_decades(-4, 0)),
-    "adamw-cosine": Baseline(lambda rate, n: optax.adamw(_cosine(rate, n)), half_decades(-4, 0)),
-    "lion": Baseline(lambda rate, n: optax.lion(rate), half_decades(-5, -1)),
-    "sgdm": Baseline(lambda rate, n: optax.sgd(rate, momentum=0.9), half_decades(-3, 1)),
+    "adamw": Baseline(lambda rate, num_steps: optax.adamw(rate), half_decades(-4, 0)),
+    "adamw-cosine": Baseline(lambda rate, num_steps: optax.adamw(_cosine(rate, num_steps)), half_decades(-4, 0)),
+    "lion": Baseline(lambda rate, num_steps: optax.lion(rate), half_decades(-5, -1)),
+    "sgdm": Baseline(lambda rate, num_steps: optax.sgd(rate, momentum=0.9), half_decades(-3, 1)),
 }

@@ -1,4 +1,4 @@
-"""Celo: one learned rule for all tensors, and one LSTM that schedules its step size.
+"""Celo: one per-parameter network for all tensors, and one LSTM that schedules its step size.
 
 Source: Moudgil et al., "Celo: Training versatile learned optimizers on a compute diet",
 arXiv:2501.12670; amoudgl/celo.
@@ -11,24 +11,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.core import Key, Learned, Theta
+from metaopt.core import Key, Learned, Params, Theta
 from metaopt.nn import mlp
-from metaopt.nn.lstm import LSTMState
 from metaopt.optimizers.common import channels, features, per_parameter, recurrent, rule
-from metaopt.optimizers.common.features import FRACTIONS, NUM_LOSS_SCALES
+from metaopt.optimizers.common.features import NUM_PROGRESS_FEATURES
+from metaopt.optimizers.common.gradients import clip_and_zero_nan
 from metaopt.optimizers.common.moments import Moments, init_moments, map_tensors, update_moments
-from metaopt.optimizers.velo import DECAYS, SIZES, check_num_steps, clean
+from metaopt.optimizers.common.velo_network import DECAYS, LAYER_SIZES
 
 RULES = ("mlp", "adam")
-NUM_INPUTS = len(FRACTIONS) + NUM_LOSS_SCALES - 1
-LARGEST_RATIO = 0.1  # the scheduler's multiplier is this times an exponential
+MULTIPLIER_SCALE = 0.1  # the scheduler's multiplier is this times an exponential
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    rule: str = "mlp"  # what is scheduled: a per-parameter network, or Adam (Celo-Adam)
-    hidden: int = 64  # of the LSTM
-    scheduled: bool = True  # without, the first phase of Celo's meta-training
+    rule: str = "mlp"  # the scheduled rule: a per-parameter network, or "adam" (Celo-Adam)
+    hidden: int = 64  # units of the LSTM
+    scheduled: bool = True  # False for the first phase of Celo's meta-training
     step_multiplier: float = 1e-3  # scales the whole update
     exp_multiplier: float = 1e-3  # range of the learned log step size
 
@@ -43,9 +42,9 @@ class Config:
 
 class State(NamedTuple):
     step: jax.Array  # () int32
-    moments: Moments | optax.OptState  # of the network, or Adam's
-    recurrent: LSTMState | tuple  # one row, whatever the number of tensors; () if not scheduled
-    losses: features.Losses | tuple
+    moments: Any  # Moments of the network, or the state of optax.scale_by_adam
+    recurrent: Any  # LSTMState (1, hidden), whatever the number of tensors; () if not scheduled
+    losses: Any  # features.Losses; () if not scheduled
 
 
 def build(config: Config = Config()) -> Learned:
@@ -60,10 +59,10 @@ def build(config: Config = Config()) -> Learned:
 
     Scheduled, it needs ``num_steps`` and reads ``value``. A tensor of zeros hardly moves
     under the network, because steps are relative. Memory: four float32 copies of the
-    parameters, plus rows and columns; two with Adam.
+    parameters, plus row and column means; two with Adam.
 
-    The reference keeps the LSTM's state for each tensor, though all are equal. For what is
-    not finite, see ``velo``.
+    Departures from the reference: one LSTM state, where it keeps one for each tensor though all
+    are equal; a loss that is not finite is skipped and a NaN in a gradient counts as zero.
 
     Raises:
       ValueError: from ``bind``, if it is scheduled and without ``num_steps``.
@@ -75,40 +74,39 @@ def build(config: Config = Config()) -> Learned:
         k_network, k_scheduler = jax.random.split(key)
         theta = {}
         if config.rule == "mlp":
-            theta["network"] = mlp.init(k_network, SIZES)
+            theta["network"] = mlp.init(k_network, LAYER_SIZES)
         if config.scheduled:
-            theta["scheduler"] = recurrent.init(k_scheduler, NUM_INPUTS, config.hidden, {"step_size": 1})
+            theta["scheduler"] = recurrent.init(k_scheduler, NUM_PROGRESS_FEATURES, config.hidden, {"step_size": 1})
         return theta
 
-    def bind(theta: Theta, num_steps: Any = None):
+    def bind(theta: Theta, num_steps: jax.Array | int | None = None) -> optax.GradientTransformationExtraArgs:
         if config.scheduled and num_steps is None:
             raise ValueError("celo looks at the fraction of training done: pass num_steps=")
-        check_num_steps(num_steps)
+        features.check_num_steps(num_steps)
 
-        def init_state(params):
+        def init_state(params: Params) -> State:
             moments = init_moments(params, DECAYS) if config.rule == "mlp" else adam.init(params)
             if not config.scheduled:
                 return State(jnp.zeros((), jnp.int32), moments, (), ())
-            scheduler = recurrent.start(theta["scheduler"], 1)
-            return State(jnp.zeros((), jnp.int32), moments, scheduler, features.init_losses())
+            lstm_state = recurrent.initial_state(theta["scheduler"], 1)
+            return State(jnp.zeros((), jnp.int32), moments, lstm_state, features.init_losses())
 
-        def schedule(state, value) -> tuple[jax.Array | float, Any, Any]:
-            if not config.scheduled:
+        def schedule(state: State, value: Any) -> tuple[jax.Array | float, Any, Any]:
+            """The multiplier of the step size, the new LSTM state and the new running means of the loss."""
+            if not config.scheduled or num_steps is None:
                 return 1.0, (), ()
-            progress, losses = features.loss_features(state.losses, value, num_steps)
-            seen = jnp.concatenate([features.fraction_features(state.step, num_steps), progress])
-            row = recurrent.step(theta["scheduler"], seen[None], state.recurrent)
-            (exponent,) = recurrent.dense(theta["scheduler"]["step_size"], row.hidden)[0]
-            return LARGEST_RATIO * jnp.exp(exponent), row, losses
+            progress, losses = features.progress_features(state.step, num_steps, state.losses, value, num_steps)
+            lstm_state = recurrent.step(theta["scheduler"], progress[None], state.recurrent)
+            (exponent,) = recurrent.dense(theta["scheduler"]["step_size"], lstm_state.hidden)[0]
+            return MULTIPLIER_SCALE * jnp.exp(exponent), lstm_state, losses
 
-        def update(grads, state, params, value):
-            grads = jax.tree.map(clean, grads)
-            multiplier, row, losses = schedule(state, value)
+        def update(grads: Params, state: State, params: Params, value: Any) -> tuple[Params, State]:
+            grads = jax.tree.map(clip_and_zero_nan, grads)
+            multiplier, lstm_state, losses = schedule(state, value)
             scale = config.step_multiplier * multiplier
 
-            def tensor(p, g, moments):
-                size = scale * per_parameter.root_mean_square(p)
-                step = lambda d, a: -size * d * jnp.exp(config.exp_multiplier * a)
+            def update_tensor(p: jax.Array, g: jax.Array, moments: Moments) -> jax.Array:
+                step = per_parameter.scaled_step(scale * per_parameter.root_mean_square(p), config.exp_multiplier)
                 return per_parameter.apply(theta["network"], channels.velo, channels.tensor_inputs(p, g, moments), step)
 
             if config.rule == "adam":
@@ -116,8 +114,8 @@ def build(config: Config = Config()) -> Learned:
                 updates = jax.tree.map(lambda d: -scale * d, direction)
             else:
                 moments = update_moments(DECAYS, state.moments, grads)
-                updates = map_tensors(tensor, moments, params, grads)
-            return updates, State(state.step + 1, moments, row, losses)
+                updates = map_tensors(update_tensor, moments, params, grads)
+            return updates, State(state.step + 1, moments, lstm_state, losses)
 
         return rule.transformation(init_state, update, name="celo", needs_value=config.scheduled)
 

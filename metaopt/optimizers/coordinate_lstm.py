@@ -1,4 +1,4 @@
-"""coordinate_lstm: one small LSTM, run on every coordinate apart, with no structure around it.
+"""coordinate_lstm: one small LSTM whose output for a coordinate is its update; every coordinate has its own state.
 
 Sources: "l2o_dm", Andrychowicz et al., "Learning to learn by gradient descent by
 gradient descent", arXiv:1606.04474; "rnnprop", Lv, Jiang and Li, "Learning gradient
@@ -7,29 +7,31 @@ nn_opt/rnn.py.
 """
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from metaopt.core import Key, Learned, Params, PyTree, Theta
 from metaopt.nn import lstm, mlp
 from metaopt.optimizers.common import coordinates, rule
-from metaopt.optimizers.common.accumulators import differentiable, ema
+from metaopt.optimizers.common.accumulators import ema, stop_gradient_up_to
 
 RULES = ("l2o_dm", "rnnprop")
-LOG_RANGE = 10.0  # l2o_dm: gradients above exp(-10) are seen on a log scale
-DECAY = 0.95  # rnnprop: of both moments
+LOG_RANGE = 10.0  # l2o_dm: the LSTM reads gradients above exp(-10) on a log scale
+DECAY = 0.95  # rnnprop: decay of both moments
 EPS = 1e-8  # rnnprop: added to the root of the second moment
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    rule: str = "l2o_dm"  # or rnnprop
+    rule: str = "l2o_dm"  # or "rnnprop"
     hidden: int = 20  # units in each layer
-    layers: int = 2
-    scale: float = 0.1  # of the output; the largest step of rnnprop
+    layers: int = 2  # layers of the LSTM
+    scale: float = 0.1  # multiplies the output; the largest step of rnnprop
 
     def __post_init__(self):
         if self.rule not in RULES:
@@ -40,8 +42,8 @@ class Config:
 
 class State(NamedTuple):
     step: jax.Array  # () int32
-    moments: tuple[Params, ...]  # rnnprop: first and second, not corrected; l2o_dm: none
-    rows: PyTree  # of each tensor the LSTMState of each layer, (*shape, hidden)
+    moments: tuple[Params, ...]  # rnnprop: first and second, biased toward zero; l2o_dm: none
+    lstm: PyTree  # for each tensor, the LSTMState of each layer, (*shape, hidden)
 
 
 def build(config: Config = Config()) -> Learned:
@@ -50,11 +52,11 @@ def build(config: Config = Config()) -> Learned:
     With h the output of the LSTM for a coordinate and o = h w + b,
 
         l2o_dm    p <- p + scale o,         the LSTM reads  ``log_and_sign(g)``
-        rnnprop   p <- p - scale tanh(o),   it reads  ELU(dense(g / (sqrt(v) + eps), m / (sqrt(v) + eps)))
+        rnnprop   p <- p - scale tanh(o),   the LSTM reads  ELU(dense(g / (sqrt(v) + eps), m / (sqrt(v) + eps)))
 
-    m and v as in Adam, corrected for their start, both with decay 0.95. Memory: two
-    float32 copies of the parameters for each unit, and two more for rnnprop. It reads
-    neither ``value`` nor ``num_steps``.
+    m and v are Adam's bias-corrected moments, both with decay 0.95. Memory: two float32
+    copies of the parameters for each unit, and two more for rnnprop. It reads neither
+    ``value`` nor ``num_steps``.
     """
     rnnprop = config.rule == "rnnprop"
 
@@ -68,34 +70,33 @@ def build(config: Config = Config()) -> Learned:
             theta["input"] = mlp.init(k_input, (2, config.hidden))
         return theta
 
-    def bind(theta: Theta, num_steps=None):
+    def bind(theta: Theta, num_steps: jax.Array | int | None = None) -> optax.GradientTransformationExtraArgs:
         del num_steps
 
-        def init_state(params):
-            zeros = lambda: jax.tree.map(jnp.zeros_like, params)
+        def init_state(params: Params) -> State:
             return State(
                 jnp.zeros((), jnp.int32),
-                (zeros(), zeros()) if rnnprop else (),
+                tuple(jax.tree.map(jnp.zeros_like, params) for _ in range(2 if rnnprop else 0)),
                 jax.tree.map(lambda p: lstm.zeros_stack(p.shape, config.hidden, config.layers), params),
             )
 
-        def update(grads, state, params, value):
+        def update(grads: Params, state: State, params: Params, value: jax.Array | None) -> tuple[Params, State]:
             del params, value
             step, moments = state.step + 1, ()
             if rnnprop:
                 powers = (grads, jax.tree.map(jnp.square, grads))
-                average = lambda old, new: jax.tree.map(lambda o, n: ema(DECAY, o, n), old, new)
+                average = functools.partial(jax.tree.map, functools.partial(ema, DECAY))
                 moments = tuple(map(average, state.moments, powers))
 
-            def leaf(g, moments, rows):
+            def update_tensor(g: jax.Array, moments: tuple, lstm_state: tuple) -> tuple[jax.Array, tuple]:
                 x = _relative_to_rms(theta["input"], step, g, *moments) if rnnprop else log_and_sign(g)
-                rows = lstm.step_stack(theta["lstm"], x, rows)
-                out = (rows[-1].hidden @ theta["output"]["w0"] + theta["output"]["b0"])[..., 0]
-                return config.scale * (-jnp.tanh(out) if rnnprop else out), (rows,)
+                lstm_state = lstm.step_stack(theta["lstm"], x, lstm_state)
+                out = (lstm_state[-1].hidden @ theta["output"]["w0"] + theta["output"]["b0"])[..., 0]
+                return config.scale * (-jnp.tanh(out) if rnnprop else out), (lstm_state,)
 
-            of_tensor = jax.tree.map(lambda g, *moments: moments, grads, *moments)
-            updates, (rows,) = coordinates.map_coordinates(leaf, (grads, of_tensor), (state.rows,))
-            return updates, State(step, moments, rows)
+            by_tensor = jax.tree.map(lambda g, *moments: moments, grads, *moments)
+            updates, (lstm_states,) = coordinates.map_coordinates(update_tensor, (grads, by_tensor), (state.lstm,))
+            return updates, State(step, moments, lstm_states)
 
         return rule.transformation(init_state, update, name=f"coordinate_lstm ({config.rule})")
 
@@ -103,7 +104,7 @@ def build(config: Config = Config()) -> Learned:
 
 
 def log_and_sign(g: jax.Array) -> jax.Array:
-    """Gradients of any size as two numbers of moderate size; (*shape, 2).
+    """Encodes gradients of any magnitude as two numbers of moderate size; (*shape, 2).
 
         (log|g| / p, sign(g))   if |g| >= exp(-p),   else  (-1, exp(p) g),   p = 10
 
@@ -116,7 +117,7 @@ def log_and_sign(g: jax.Array) -> jax.Array:
 
 
 def _relative_to_rms(dense: Theta, step: jax.Array, g: jax.Array, m: jax.Array, v: jax.Array) -> jax.Array:
-    """What rnnprop's LSTM reads; (*shape, hidden)."""
+    """The input of rnnprop's LSTM, (*shape, hidden): g and m relative to sqrt(v), through a dense layer and ELU."""
     correction = 1.0 - DECAY ** step.astype(jnp.float32)
-    rms = jnp.sqrt(differentiable(v / correction)) + EPS
+    rms = jnp.sqrt(stop_gradient_up_to(v / correction)) + EPS
     return jax.nn.elu(jnp.stack([g / rms, m / correction / rms], axis=-1) @ dense["w0"] + dense["b0"])

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from metaopt.core import Key, Learned, Theta
+from metaopt.core import Key, Learned, Params, Theta
 from metaopt.nn import mlp
 from metaopt.optimizers.common import channels, features, per_parameter, rule
 from metaopt.optimizers.common.moments import Decays, Moments, init_moments, map_tensors, update_moments
@@ -52,24 +53,28 @@ def build(config: Config = Config()) -> Learned:
         num_in = 2 + len(DECAYS.momentum) + len(features.TIME_SCALES)
         return {"network": mlp.init(key, (num_in, *[config.hidden] * config.layers, 2))}
 
-    def bind(theta: Theta, num_steps=None):
+    def bind(theta: Theta, num_steps: jax.Array | int | None = None) -> optax.GradientTransformationExtraArgs:
         del num_steps
 
-        def init_state(params):
+        def init_state(params: Params) -> State:
             return State(jnp.zeros((), jnp.int32), init_moments(params, DECAYS))
 
-        def update(grads, state, params, value):
+        def update(grads: Params, state: State, params: Params, value: jax.Array | None) -> tuple[Params, State]:
             del value
             moments = update_moments(DECAYS, state.moments, grads)
             time = features.time_features(state.step)
-            step = lambda d, a: -config.step_multiplier * d * jnp.exp(config.exp_multiplier * a)
+            step = per_parameter.scaled_step(config.step_multiplier, config.exp_multiplier)
 
-            def tensor(p, g, moments):
-                inputs = lambda x: [x.grad, x.param, *x.momentum]
-                return per_parameter.apply(theta["network"], inputs, channels.tensor_inputs(p, g, moments), step, time)
+            def update_tensor(p: jax.Array, g: jax.Array, moments: Moments) -> jax.Array:
+                inputs = channels.tensor_inputs(p, g, moments)
+                return per_parameter.apply(theta["network"], _channels, inputs, step, time)
 
-            return map_tensors(tensor, moments, params, grads), State(state.step + 1, moments)
+            return map_tensors(update_tensor, moments, params, grads), State(state.step + 1, moments)
 
         return rule.transformation(init_state, update, name="mlp")
 
     return Learned(init, bind)
+
+
+def _channels(x: channels.TensorInputs) -> list[jax.Array]:
+    return [x.grad, x.param, *x.momentum]

@@ -1,12 +1,12 @@
-"""open: a GRU and an MLP on every coordinate, made for reinforcement learning.
+"""open: a GRU and an MLP on every coordinate, designed for reinforcement learning.
 
-It answers to what makes reinforcement learning hard for optimizers: it is told how far
-training is, how deep a layer lies and how active its neurons are, and it can explore by
-adding noise to its own steps.
+Its inputs address what makes reinforcement learning hard for optimizers: non-stationarity (the
+progress of training), loss of plasticity (the depth of a layer, the dormancy of its neurons), and
+exploration, for which it can add noise to its own steps.
 
 Source: Goldie et al., "Can learned optimization make reinforcement learning less
 difficult?", arXiv:2407.07082; AlexGoldie/rl-learned-optimization, rl_optimizer/network.py.
-There the progress is 0 / 0 where there is one update or one epoch; here it is 0.
+With a single update or a single epoch, progress is 0 / 0 in the reference and 0 here.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from metaopt.core import Key, Learned, Params, PyTree, Theta
 from metaopt.nn import gru, mlp
@@ -23,23 +24,23 @@ from metaopt.optimizers.common.accumulators import ema
 
 MOMENTUM_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 NUM_INPUTS = 1 + 2 * (len(MOMENTUM_DECAYS) + 1) + 4
-SMALLEST = 1e-13  # added before a logarithm
-SMALLEST_ACTIVATION = 1e-11  # added to every activation, so that a layer may be silent
+LOG_EPS = 1e-13  # added to the argument of a logarithm
+ACTIVATION_EPS = 1e-11  # added to every activation, so that all of a layer may be zero
 LAYER_NORM_EPS = 1e-6
-NORM = {"scale": jnp.ones, "shift": jnp.zeros}  # of a normalized layer, and where they start
+INITIAL_NORM = {"scale": jnp.ones, "shift": jnp.zeros}  # weights of a layer normalization
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     hidden: int = 8  # units of the GRU; the published larger optimizer has 16
-    width: int = 16  # units in both hidden layers of the MLP; in the larger one 32
+    width: int = 16  # units in each of the two hidden layers of the MLP; the larger optimizer has 32
     step_multiplier: float = 1e-3  # scales the update
     exp_multiplier: float = 1e-3  # range of the learned log step size
     noise_multiplier: float = 1e-3  # scales the noise
-    noisy: str = "actor"  # noise goes to the parameters under this name; "" is all
-    # How many steps belong together, in PPO; num_steps is a multiple of their product.
-    num_minibatches: int = 1  # of an epoch
-    num_epochs: int = 1  # of an update of the policy
+    noisy: str = "actor"  # noise is added to the parameters under this name; "" for all
+    # Structure of a PPO update; num_steps is a multiple of their product.
+    num_minibatches: int = 1  # optimizer steps in an epoch
+    num_epochs: int = 1  # epochs in an update of the policy
 
     def __post_init__(self):
         for name in ("hidden", "width", "num_minibatches", "num_epochs"):
@@ -50,7 +51,7 @@ class Config:
 class State(NamedTuple):
     step: jax.Array  # () int32
     momentum: tuple[Params, ...]  # one tree per decay, float32
-    hidden: Params  # of the GRU, (*shape, hidden) for each tensor
+    hidden: Params  # hidden state of the GRU, (*shape, hidden) for each tensor
 
 
 def build(config: Config = Config()) -> Learned:
@@ -65,16 +66,16 @@ def build(config: Config = Config()) -> Learned:
 
     ``update`` takes, all optional,
 
-      activations: for each layer the (num_units,) mean of |output| over the batch, in a
-        tree like the parameters with an array in the place of each layer, e.g.
+      activations: (num_units,) means of |output| over the batch, one array for each layer, in a
+        tree like the parameters with that array in place of each layer, e.g.
         ``{"actor": {"Dense_0": a}}`` for ``{"actor": {"Dense_0": {"kernel": ..., "bias": ...}}}``.
         Without it all neurons count as equally active.
-      key: decides z; without it there is no noise.
-      noise: z itself, a tree like the parameters, in the place of ``key``.
+      key: random key that z is drawn from; without it there is no noise.
+      noise: z itself, a tree like the parameters, instead of ``key``.
 
-    A layer is what lies under one name, with its place in the order of names in the
-    same network. The published optimizer has its gradients clipped to norm 0.5, actor
-    and critic apart. Memory: six float32 copies of the parameters and one for each unit
+    A layer is the tensors whose paths differ only in the last name; layers of one network are
+    ordered by name. The published optimizer is used with gradients clipped to norm 0.5, actor
+    and critic separately. Memory: six float32 copies of the parameters and one for each unit
     of the GRU. It does not read ``value``.
 
     Raises:
@@ -84,37 +85,46 @@ def build(config: Config = Config()) -> Learned:
 
     def init(key: Key) -> Theta:
         k_gru, k_mlp = jax.random.split(key)
-        norm = {f"{name}{i}": fill(config.width) for i in range(2) for name, fill in NORM.items()}
+        norm = {f"{name}{i}": fill(config.width) for i in range(2) for name, fill in INITIAL_NORM.items()}
         weights = mlp.init(k_mlp, (config.hidden, config.width, config.width, 3))
         return {"gru": gru.init(k_gru, NUM_INPUTS, config.hidden), "mlp": weights | norm}
 
-    def bind(theta: Theta, num_steps=None):
+    def bind(theta: Theta, num_steps: jax.Array | int | None = None) -> optax.GradientTransformationExtraArgs:
         if num_steps is None:
             raise ValueError("open is told how far training is and needs its length: pass num_steps=")
 
-        def init_state(params):
+        def init_state(params: Params) -> State:
             return State(
                 jnp.zeros((), jnp.int32),
                 tuple(jax.tree.map(jnp.zeros_like, params) for _ in MOMENTUM_DECAYS),
                 jax.tree.map(lambda p: jnp.zeros((*p.shape, config.hidden)), params),
             )
 
-        def update(grads, state, params, value, activations, key, noise):
+        def update(
+            grads: Params,
+            state: State,
+            params: Params,
+            value: jax.Array | None,
+            activations: PyTree | None,
+            key: Key | None,
+            noise: PyTree | None,
+        ) -> tuple[Params, State]:
             del value
             momentum = tuple(
                 jax.tree.map(lambda m, g, b=b: ema(b, m, g), old, grads)
                 for b, old in zip(MOMENTUM_DECAYS, state.momentum, strict=True)
             )
-            training, batch = _progress(state.step, num_steps, config)
+            training_progress, epoch_progress = _progress(state.step, num_steps, config)
 
-            def leaf(p, g, m, scales, depth, dormancy, z, hidden):
-                inputs = _inputs(_channels(p, g, m), scales, (training, depth, batch, dormancy))
+            def update_tensor(p, g, m, scales, depth, dormancy, z, hidden):
+                unscaled = (training_progress, depth, epoch_progress, dormancy)
+                inputs = _inputs(_channels(p, g, m), scales, unscaled)
                 hidden = gru.step(theta["gru"], inputs, hidden)
                 d, a, e = jnp.moveaxis(_mlp(theta["mlp"], hidden), -1, 0)
                 u = config.step_multiplier * d * jnp.exp(config.exp_multiplier * a)
                 return u + config.noise_multiplier * e * z, (hidden,)
 
-            trees = (
+            inputs = (
                 params,
                 grads,
                 jax.tree.map(lambda *m: m, *momentum),
@@ -123,7 +133,7 @@ def build(config: Config = Config()) -> Learned:
                 _dormancies(activations, params),
                 _noise(key, noise, params, config),
             )
-            u, (hidden,) = coordinates.map_coordinates(leaf, trees, (state.hidden,))
+            u, (hidden,) = coordinates.map_coordinates(update_tensor, inputs, (state.hidden,))
             total = sum(map(jnp.sum, jax.tree.leaves(u)))
             mean = total / max(1, sum(x.size for x in jax.tree.leaves(u)))
             return jax.tree.map(lambda x: mean - x, u), State(state.step + 1, momentum, hidden)
@@ -134,25 +144,27 @@ def build(config: Config = Config()) -> Learned:
 
 
 def _channels(p: jax.Array, g: jax.Array, momentum: tuple[jax.Array, ...]) -> list[jax.Array]:
-    """p, the signs of the momenta, their log sizes, the sign and log size of the gradient."""
-    log_size = lambda x: jnp.log(jnp.abs(x) + SMALLEST)
-    return [p, *map(jnp.sign, momentum), *map(log_size, momentum), jnp.sign(g), log_size(g)]
+    """p, the signs of the momenta, their log magnitudes, the sign and log magnitude of the gradient."""
+    return [p, *map(jnp.sign, momentum), *map(_log_magnitude, momentum), jnp.sign(g), _log_magnitude(g)]
+
+
+def _log_magnitude(x: jax.Array) -> jax.Array:
+    return jnp.log(jnp.abs(x) + LOG_EPS)
 
 
 def _scales(p: jax.Array, g: jax.Array, *momentum: jax.Array) -> list[jax.Array]:
     """For each channel ``rsqrt(1e-5 + mean of its square over the tensor)``."""
-    squares = lambda piece: [f * f for f in _channels(*piece)]
+
+    def squares(tile: tuple) -> list[jax.Array]:
+        return [f * f for f in _channels(*tile)]
+
     return [jax.lax.rsqrt(1e-5 + mean) for mean in tiling.means(squares, (p, g, momentum), p.shape)]
 
 
-def _inputs(channels: list[jax.Array], scales: list[jax.Array], places: tuple) -> jax.Array:
-    """What the GRU reads, (*shape, 19).
-
-    The channels, each divided by its root mean square over the tensor; then, as they are,
-    how far training is, the depth of the layer, how far the batch is, the dormancy.
-    """
+def _inputs(channels: list[jax.Array], scales: list[jax.Array], unscaled: tuple) -> jax.Array:
+    """The GRU's input, (*shape, 19): the channels multiplied by their scales, then ``unscaled`` as it is."""
     scaled = [f * scale for f, scale in zip(channels, scales, strict=True)]
-    return jnp.stack([*scaled, *(jnp.broadcast_to(x, scaled[0].shape) for x in places)], axis=-1)
+    return jnp.stack([*scaled, *(jnp.broadcast_to(x, scaled[0].shape) for x in unscaled)], axis=-1)
 
 
 def _mlp(weights: Theta, x: jax.Array) -> jax.Array:
@@ -164,8 +176,8 @@ def _mlp(weights: Theta, x: jax.Array) -> jax.Array:
     return x @ weights["w2"] + weights["b2"]
 
 
-def _progress(step: jax.Array, num_steps, config: Config) -> tuple[jax.Array, jax.Array]:
-    """() fractions of the updates of the policy, and of the epochs of this update, that are done."""
+def _progress(step: jax.Array, num_steps: jax.Array | int, config: Config) -> tuple[jax.Array, jax.Array]:
+    """() fractions of all policy updates, and of the epochs of the current one, that are done."""
     per_update = config.num_minibatches * config.num_epochs
     update, epoch = step // per_update, step // config.num_minibatches % config.num_epochs
     last = jnp.asarray(num_steps) // per_update - 1
@@ -173,13 +185,15 @@ def _progress(step: jax.Array, num_steps, config: Config) -> tuple[jax.Array, ja
 
 
 def _depths(params: Params) -> PyTree:
-    """For each tensor the place of its layer: 0 for the first of its network, 1 for the last."""
+    """For each tensor the relative depth of its layer: 0 for the first of its network, 1 for the last."""
     paths = [_names(path) for path, _ in jax.tree.leaves_with_path(params)]
     siblings: dict[tuple, list] = {}
     for layer in sorted({path[:-1] for path in paths}, key=_natural):
         siblings.setdefault(layer[:-1], []).append(layer)
-    place = lambda layer, layers: layers.index(layer) / max(len(layers) - 1, 1)
-    return jax.tree.structure(params).unflatten([place(path[:-1], siblings[path[:-2]]) for path in paths])
+    depths = {}
+    for layers in siblings.values():
+        depths |= {layer: i / max(len(layers) - 1, 1) for i, layer in enumerate(layers)}
+    return jax.tree.structure(params).unflatten([depths[path[:-1]] for path in paths])
 
 
 def _names(path: tuple) -> tuple[str, ...]:
@@ -187,17 +201,17 @@ def _names(path: tuple) -> tuple[str, ...]:
 
 
 def _natural(layer: tuple[str, ...]) -> list:
-    """Sorts Dense_2 before Dense_10."""
-    return [[int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)] for name in layer]
+    """A sort key with numbers compared as numbers: Dense_2 comes before Dense_10."""
+    return [[int(text) if text.isdigit() else text for text in re.split(r"(\d+)", name)] for name in layer]
 
 
 def _dormancies(activations: PyTree | None, params: Params) -> PyTree:
-    """For each tensor the activity of each unit, on its last axis, relative to the mean of its layer."""
+    """For each tensor the activations of its units relative to the mean of their layer, (num_units,)."""
     if activations is None:
         return jax.tree.map(lambda p: 1.0, params)
 
-    def relative(layer):
-        a = jnp.asarray(layer, jnp.float32) + SMALLEST_ACTIVATION
+    def relative(layer: jax.Array) -> jax.Array:
+        a = jnp.asarray(layer, jnp.float32) + ACTIVATION_EPS
         return a / jnp.mean(a)
 
     try:
@@ -214,7 +228,7 @@ def _dormancies(activations: PyTree | None, params: Params) -> PyTree:
 
 
 def _noise(key: Key | None, noise: PyTree | None, params: Params, config: Config) -> PyTree:
-    """The noise of each tensor; zero for those that are to have none."""
+    """The noise of each tensor; zero for those that are not to get any."""
     leaves = jax.tree.leaves_with_path(params)
     structure = jax.tree.structure(params)
     if noise is not None:
@@ -223,10 +237,10 @@ def _noise(key: Key | None, noise: PyTree | None, params: Params, config: Config
         draws = [jax.random.normal(jax.random.fold_in(key, i), p.shape) for i, (_, p) in enumerate(leaves)]
     else:
         draws = [0.0] * len(leaves)
-    noisy = lambda path: not config.noisy or config.noisy in _names(path)
-    if (key is not None or noise is not None) and not any(noisy(path) for path, _ in leaves):
+    gets_noise = [not config.noisy or config.noisy in _names(path) for path, _ in leaves]
+    if (key is not None or noise is not None) and not any(gets_noise):
         names = ", ".join(sorted({_names(path)[0] for path, _ in leaves if path}))
         raise ValueError(
             f"open: no parameter is under {config.noisy!r} to be given noise (there are {names}): set noisy"
         )
-    return structure.unflatten([z if noisy(path) else 0.0 for (path, _), z in zip(leaves, draws, strict=True)])
+    return structure.unflatten([z if noisy else 0.0 for noisy, z in zip(gets_noise, draws, strict=True)])

@@ -11,14 +11,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from metaopt.core import Key, Learned, Theta
+from metaopt.core import Key, Learned, Params, Theta
 from metaopt.nn import mlp
 from metaopt.optimizers.common import channels, features, per_parameter, rule
 from metaopt.optimizers.common.moments import Decays, Moments, init_moments, map_tensors, update_moments
 
-DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.999,), factored=(0.9, 0.99, 0.999))  # before they are learned
-SMALLEST_RMS = 0.03  # relative steps treat smaller tensors, e.g. zero biases, as this large
+INITIAL_DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.999,), factored=(0.9, 0.99, 0.999))
+SMALLEST_RMS = 0.03  # with relative steps, tensors with a smaller root mean square, e.g. zero biases, count as this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class State(NamedTuple):
     moments: Moments
 
 
-def _decays(initial: Sequence, offset: jax.Array) -> list[jax.Array]:
+def _decays(initial: Sequence[jax.Array | float], offset: jax.Array) -> list[jax.Array]:
     """``1 - (1 - initial) * exp(10 * offset)``: an offset of zero is the initial decay."""
     return list(1.0 - (1.0 - jnp.array(initial)) * jnp.exp(10.0 * offset))
 
@@ -54,7 +55,7 @@ def build(config: Config = Config()) -> Learned:
         (d, a) = network(f, e),   p <- p - step_multiplier * d * exp(exp_multiplier * a)
 
     Meta-parameters: the network and the decays of the accumulators. Memory: four
-    float32 copies of the parameters, plus rows and columns. It does not read
+    float32 copies of the parameters, plus row and column means. It does not read
     ``value``. With ``relative`` the step is multiplied by max(rms(p), 0.03) of its
     tensor; with ``schedule`` by exp(s . (e, u)), s learned and u nine features of the
     fraction of ``num_steps`` that is done.
@@ -66,37 +67,40 @@ def build(config: Config = Config()) -> Learned:
     def init(key: Key) -> Theta:
         sizes = (channels.NUM_SMALL_FC_CHANNELS + len(features.TIME_SCALES), config.hidden, config.hidden, 2)
         theta = {
-            **{f"{name}_decays": jnp.zeros(len(b)) for name, b in DECAYS._asdict().items()},
+            **{f"{name}_decays": jnp.zeros(len(b)) for name, b in INITIAL_DECAYS._asdict().items()},
             "network": mlp.init(key, sizes),
         }
         if config.schedule:
             theta["schedule"] = jnp.zeros(len(features.TIME_SCALES) + len(features.FRACTIONS))
         return theta
 
-    def bind(theta: Theta, num_steps=None):
+    def bind(theta: Theta, num_steps: jax.Array | int | None = None) -> optax.GradientTransformationExtraArgs:
         if config.schedule and num_steps is None:
             raise ValueError("this small_fc has a learned schedule and needs the length of training: pass num_steps=")
-        moved = Decays(*(_decays(b, theta[f"{name}_decays"]) for name, b in DECAYS._asdict().items()))
+        decays = Decays(*(_decays(b, theta[f"{name}_decays"]) for name, b in INITIAL_DECAYS._asdict().items()))
 
-        def init_state(params):
-            return State(jnp.zeros((), jnp.int32), init_moments(params, moved))
+        def init_state(params: Params) -> State:
+            return State(jnp.zeros((), jnp.int32), init_moments(params, decays))
 
-        def update(grads, state, params, value):
+        def update(grads: Params, state: State, params: Params, value: jax.Array | None) -> tuple[Params, State]:
             del value
-            moments = update_moments(moved, state.moments, grads)
+            moments = update_moments(decays, state.moments, grads)
             time = features.time_features(state.step)
             scale = config.step_multiplier
             if num_steps is not None and config.schedule:
-                moment = jnp.concatenate([time, features.fraction_features(state.step, num_steps)])
-                scale = scale * jnp.exp(theta["schedule"] @ moment)
+                elapsed = jnp.concatenate([time, features.fraction_features(state.step, num_steps)])
+                scale = scale * jnp.exp(theta["schedule"] @ elapsed)
 
-            def tensor(p, g, moments):
+            def update_tensor(p: jax.Array, g: jax.Array, moments: Moments) -> jax.Array:
                 unit = jnp.maximum(jnp.sqrt(jnp.mean(p * p)), SMALLEST_RMS) if config.relative else 1.0
-                step = lambda d, a: -scale * unit * d * jnp.exp(config.exp_multiplier * a)
-                parts = channels.tensor_inputs(p, g, moments)
-                return per_parameter.apply(theta["network"], channels.small_fc, parts, step, time)
+                inputs = channels.tensor_inputs(p, g, moments)
 
-            return map_tensors(tensor, moments, params, grads), State(state.step + 1, moments)
+                def step(direction: jax.Array, log_size: jax.Array) -> jax.Array:
+                    return -scale * unit * direction * jnp.exp(config.exp_multiplier * log_size)
+
+                return per_parameter.apply(theta["network"], channels.small_fc, inputs, step, time)
+
+            return map_tensors(update_tensor, moments, params, grads), State(state.step + 1, moments)
 
         return rule.transformation(init_state, update, name="small_fc")
 

@@ -150,7 +150,7 @@ def test_a_tensor_in_pieces_gets_the_update_of_the_whole(monkeypatch, shape):
     total = lambda theta: jnp.sum(update(theta) ** 2)
     both = lambda theta: (update(theta), jax.grad(total)(theta) if shape == (7, 5) else ())
     whole = jax.jit(lambda theta: both(theta))(theta)
-    monkeypatch.setattr(tiling, "LARGEST_ON_CPU", 12)  # leaves a rest in every shape
+    monkeypatch.setattr(tiling, "MAX_TILE_ON_CPU", 12)  # leaves a rest in every shape
     assert "scan" in str(jax.make_jaxpr(lambda theta: update(theta))(theta))
     cut = jax.jit(lambda theta: both(theta))(theta)
     # Another order of summation.

@@ -59,7 +59,7 @@ def test_adafac_is_the_golden_optimizer(tmp_path):
         same(found.theta["network"], {n: data[f"h4/theta/nn|~|{n}"] for n in ("w0", "b0", "w1", "b1", "w2", "b2")})
         folder = importers.import_file(sample("velo_adafac_h4.ckpt"), tmp_path / "adafac")
         saved = checkpoint.read(folder)
-        assert max(error for _, error in per_parameter.replay_scenarios(data, "h4", saved.optimizer, saved.theta)) <= 1
+        assert max(error for _, error in per_parameter.replay_scenarios(data, "h4", saved.learned, saved.theta)) <= 1
 
 
 MULO = {"step_multiplier": 0.01}

@@ -84,7 +84,7 @@ def test_state_lies_like_the_parameters_and_stays_there(family):
 @pytest.mark.parametrize("family", ["small_fc", "velo", "open", "l2o_pa", "coordinate_lstm"])
 def test_a_tensor_in_pieces_stays_where_it_lies(monkeypatch, family, spec):
     """Whichever axis is split: nothing is gathered, and the numbers are those of one device."""
-    monkeypatch.setattr(tiling, "LARGEST_ON_CPU", 256)
+    monkeypatch.setattr(tiling, "MAX_TILE_ON_CPU", 256)
     tx = bind(family)
     draw = lambda seed: {"w": jax.random.normal(jax.random.key(seed), (64, 32))}
     update = lambda grads, state, params: tx.update(grads, state, params, value=jnp.float32(1.0))
@@ -132,7 +132,7 @@ def test_a_parameter_that_was_not_placed_is_named():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pieces_keep_their_dtypes_where_constants_are_float64(monkeypatch, family):
-    monkeypatch.setattr(tiling, "LARGEST_ON_CPU", 24)
+    monkeypatch.setattr(tiling, "MAX_TILE_ON_CPU", 24)
     with jax.enable_x64(True):
         tx, params = bind(family), {"w": jnp.ones((16, 6), jnp.float32)}
         update = lambda grads, state, params: tx.update(grads, state, params, value=jnp.float32(1.0))
@@ -143,11 +143,11 @@ def test_pieces_keep_their_dtypes_where_constants_are_float64(monkeypatch, famil
 LARGE = [(family, {}) for family in FAMILIES] + [("coordinate_lstm", {"rule": "rnnprop"})]
 
 
-@pytest.mark.parametrize("limit", ["LARGEST_ON_CPU", "LARGEST"])
+@pytest.mark.parametrize("limit", ["MAX_TILE_ON_CPU", "MAX_TILE"])
 @pytest.mark.parametrize("family, settings", LARGE)
 def test_fifty_million_parameters_in_one_tensor_take_less_than_a_gigabyte(monkeypatch, family, settings, limit):
     """Read off the compiled program, so nothing of that size is made."""
-    monkeypatch.setattr(tiling, "LARGEST_ON_CPU", getattr(tiling, limit))
+    monkeypatch.setattr(tiling, "MAX_TILE_ON_CPU", getattr(tiling, limit))
     tx = bind(family, **settings)
     params = {"w": jax.ShapeDtypeStruct((50_000, 1_000), jnp.float32)}
 

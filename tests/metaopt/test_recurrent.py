@@ -207,7 +207,7 @@ def test_a_tensor_in_pieces_is_remembered_and_learned_from_like_the_whole(monkey
 
     run = lambda: jax.jit(jax.value_and_grad(lambda theta: two_steps(theta), has_aux=True))
     whole = run()(theta)
-    monkeypatch.setattr(tiling, "LARGEST_ON_CPU", 24)
+    monkeypatch.setattr(tiling, "MAX_TILE_ON_CPU", 24)
     assert "scan" in str(jax.make_jaxpr(lambda theta: two_steps(theta))(theta))
     # Sums in another order; the derivative of a large sum holds the rounding of its terms.
     jax.tree.map(lambda a, b: close(a, b, rtol=1e-4, atol=1e-5), run()(theta), whole)

@@ -32,15 +32,15 @@ def test_tensors_that_are_stacked_get_the_updates_they_get_alone(monkeypatch, fa
     shapes = {"a": (4, 3), "b": (4, 3), "embed": (4, 3), "c": (5,), "d": (5,), "e": (2, 4, 3)}
     params, grads = ({n: DRAW(10 * k + i, *s) for i, (n, s) in enumerate(shapes.items())} for k in (0, 1))
     stacked, _ = updates_of(bind(family), params, grads)
-    monkeypatch.setattr(moments, "STACKED_UP_TO", 0)
+    monkeypatch.setattr(moments, "MAX_STACKED_TENSOR", 0)
     alone, _ = updates_of(bind(family), params, grads)
     # Another order of operations: some units in the last place.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-8), stacked, alone)
 
 
 def test_stacks_are_bounded():
-    assert moments._stacks([3, 5, 8, 9, 11], moments.STACKED_TOGETHER // 2) == [[3, 5], [8, 9], [11]]
-    assert moments._stacks([3, 5], 2 * moments.STACKED_TOGETHER) == [[3], [5]]
+    assert moments._stacks([3, 5, 8, 9, 11], moments.MAX_STACK // 2) == [[3, 5], [8, 9], [11]]
+    assert moments._stacks([3, 5], 2 * moments.MAX_STACK) == [[3], [5]]
 
 
 def test_muvelo_is_velo_without_the_size_of_the_tensor():

@@ -1,1 +1,1 @@
-"""What the families are made of."""
+"""Building blocks that several optimizer families share."""

@@ -1,6 +1,6 @@
-"""Running averages that learned optimizers read, of one tensor.
+"""Running averages of one tensor's gradient: momentum, second moment, factored second moment.
 
-None corrects its bias: that is how the published optimizers see them.
+Their bias toward the start at zero is not corrected, because the published optimizers do not correct it.
 
 Source: google/learned_optimization, learned_optimizers/common.py.
 """
@@ -21,7 +21,7 @@ class Factored(NamedTuple):
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Returns the (second largest, largest) axes; of equal sizes the later is larger.
+    """Returns the (second largest, largest) axes; of axes of equal size, the later counts as larger.
 
     >>> factored_axes((3, 3, 64, 64))
     (2, 3)
@@ -31,30 +31,35 @@ def factored_axes(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def ema(decay: jax.Array | float, old: jax.Array, new: jax.Array) -> jax.Array:
-    """``decay * old + (1 - decay) * new``"""
+    """Exponential moving average: ``decay * old + (1 - decay) * new``."""
     return decay * old + (1 - decay) * new
 
 
-def differentiable(x: jax.Array, above: float = 0.0) -> jax.Array:
-    """``x``, but a constant to derivatives where it is ``above`` at most.
+def stop_gradient_up_to(x: jax.Array, threshold: float = 0.0) -> jax.Array:
+    """``x``, with a derivative of zero wherever ``x <= threshold``.
 
-    The derivative of a root is infinite at zero, and infinity times the zero of a
-    parameter that never had a gradient is not a number.
+    The derivative of a square root is infinite at zero, and infinity times the zero of a parameter
+    that never had a gradient is NaN.
     """
-    return jnp.where(x > above, x, jax.lax.stop_gradient(x))
+    return jnp.where(x > threshold, x, jax.lax.stop_gradient(x))
 
 
 def init_factored(param: jax.Array) -> Factored | jax.Array:
-    """Zeros for one tensor: factored if its rank is at least 2, else of its shape."""
+    """Zeros for one tensor: row and column means if its rank is at least 2, else its own shape."""
     if param.ndim < 2:
         return jnp.zeros(param.shape, jnp.float32)
     second, largest = factored_axes(param.shape)
-    shape = lambda axis: tuple(1 if a == axis else size for a, size in enumerate(param.shape))
-    return Factored(jnp.zeros(shape(largest), jnp.float32), jnp.zeros(shape(second), jnp.float32))
+
+    def averaged_over(axis: int) -> jax.Array:
+        shape = list(param.shape)
+        shape[axis] = 1
+        return jnp.zeros(shape, jnp.float32)
+
+    return Factored(row=averaged_over(largest), col=averaged_over(second))
 
 
-def update_factored(decay: jax.Array, old: Factored | jax.Array, grad: jax.Array) -> Factored | jax.Array:
-    """Averages the squared gradient, or its means over the two largest axes."""
+def update_factored(decay: jax.Array | float, old: Factored | jax.Array, grad: jax.Array) -> Factored | jax.Array:
+    """Averages in the squared gradient; for ``Factored``, its means over the largest and the second largest axis."""
     decay = jnp.clip(decay, 0.0, 1.0)
     square = grad * grad + FACTORED_EPS
     if not isinstance(old, Factored):
@@ -67,24 +72,27 @@ def update_factored(decay: jax.Array, old: Factored | jax.Array, grad: jax.Array
 
 
 def preconditioners(moment: Factored | jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    """Arrays whose product is about the inverse root of the second moment.
+    """Arrays whose product is about the inverse square root of the second moment.
 
-    With d0 the largest and d1 the second largest axis,
+    With d1 the second largest axis,
 
         R = rsqrt(row / mean_d1(row)),  C = rsqrt(col)    (rank >= 2)
         D = rsqrt(diagonal)                               (rank < 2)
 
     Args:
-      moment: what ``update_factored`` returned.
-      shape: of the tensor.
+      moment: second moment as ``update_factored`` returns it.
+      shape: shape of the tensor.
 
     Returns:
-      (R, C) or (D,), each broadcastable to ``shape``. Multiply one after the other:
-      the row and the column never meet in a full-sized array of their own.
+      (R, C) or (D,), each broadcastable to ``shape``. Multiply by one after the other: R * C would
+      be a further array of the tensor's size.
     """
-    safe_rsqrt = lambda x: jax.lax.rsqrt(jnp.maximum(x, 1e-9))
     if not isinstance(moment, Factored):
-        return (safe_rsqrt(moment + 1e-9),)
+        return (_safe_rsqrt(moment + 1e-9),)
     second, _ = factored_axes(shape)
     row_mean = jnp.mean(moment.row, axis=second, keepdims=True)
-    return safe_rsqrt(moment.row / (row_mean + 1e-9)), safe_rsqrt(moment.col)
+    return _safe_rsqrt(moment.row / (row_mean + 1e-9)), _safe_rsqrt(moment.col)
+
+
+def _safe_rsqrt(x: jax.Array) -> jax.Array:
+    return jax.lax.rsqrt(jnp.maximum(x, 1e-9))

@@ -1,8 +1,8 @@
-"""What a per-parameter network reads: the channels of one tensor, before they are normalized.
+"""Input channels of per-parameter networks, before they are normalized.
 
-Each channel is an array broadcastable to the tensor; what belongs to a row or a column
-keeps size 1 on the axis it is averaged over. All come from accumulators that the
-current gradient has entered.
+A channel is one input feature of all elements of a tensor: an array broadcastable to the tensor's
+shape. Row and column means of the factored second moment keep size 1 on the axis they average
+over. All channels are computed from accumulators that the current gradient has entered.
 
 Source: google/learned_optimization, learned_optimizers/adafac_mlp_lopt.py and
 research/general_lopt/hyper_v2.py.
@@ -16,26 +16,30 @@ import jax
 import jax.numpy as jnp
 from jax.lax import rsqrt
 
-from metaopt.optimizers.common.accumulators import Factored, differentiable, preconditioners
+from metaopt.optimizers.common.accumulators import Factored, preconditioners, stop_gradient_up_to
 from metaopt.optimizers.common.moments import Moments
 
 NUM_SMALL_FC_CHANNELS, NUM_VELO_CHANNELS = 28, 30
 
 
 class TensorInputs(NamedTuple):
-    """What the channels of one tensor are made of, from element to element."""
+    """Arrays of one tensor from which its channels are computed element by element; tuples have an entry per decay."""
 
     param: jax.Array
     grad: jax.Array
     momentum: tuple[jax.Array, ...]
-    rms: tuple[jax.Array, ...]
-    rows: tuple[jax.Array, ...]  # of the factored second moment; of a vector all of it
-    cols: tuple[jax.Array, ...]
-    factors: tuple[tuple[jax.Array, ...], ...]  # their product divides by its root
+    rms: tuple[jax.Array, ...]  # second moment, before its square root
+    row_means: tuple[jax.Array, ...]  # row means of a second moment, or all of it for rank < 2
+    col_means: tuple[jax.Array, ...]  # column means of a second moment, or all of it for rank < 2
+    preconditioners: tuple[tuple[jax.Array, ...], ...]  # factors, see ``accumulators.preconditioners``
 
 
 def tensor_inputs(p: jax.Array, g: jax.Array, moments: Moments) -> TensorInputs:
-    """The only step that needs the whole tensor: a row is divided by the mean of all rows."""
+    """Gathers the inputs of one tensor.
+
+    Only this step needs the whole tensor, because a preconditioner divides by a mean over all rows;
+    the channels themselves can be computed tile by tile.
+    """
     factored = moments.factored
     return TensorInputs(
         p,
@@ -58,16 +62,21 @@ def small_fc(x: TensorInputs) -> list[jax.Array]:
         *x.rms,
         *[m * s for m in x.momentum for s in inverse_root],
         *inverse_root,
-        *[_product(x.grad, f) for f in x.factors],
-        *_factored(x),
+        *[_scaled(x.grad, factors) for factors in x.preconditioners],
+        *_factored_channels(x),
         *_preconditioned_momentum(x, 1e-6),
     ]
 
 
 def velo(x: TensorInputs, eps: float = 1e-6) -> list[jax.Array]:
-    """The 30 channels of VeLO, Celo and Celo2; ``eps`` is added under the root of the second moment.
+    """The 30 channels of VeLO, Celo and Celo2.
 
-    The last 15 are about the factored second moment.
+    Args:
+      x: inputs of one tensor, or of a tile of it.
+      eps: constant added to the second moment before its square root is taken.
+
+    Returns:
+      The channels. The last 15 come from the factored second moment.
     """
     inverse_root = [rsqrt(r + eps) for r in x.rms]
     return [
@@ -78,25 +87,29 @@ def velo(x: TensorInputs, eps: float = 1e-6) -> list[jax.Array]:
         *x.rms,
         *[m * s for m in x.momentum for s in inverse_root],
         *inverse_root,
-        *[_product(x.grad, f) for f in x.factors],
+        *[_scaled(x.grad, factors) for factors in x.preconditioners],
         *[x.grad * s for s in inverse_root],
-        *_factored(x),
+        *_factored_channels(x),
         *_preconditioned_momentum(x, 0.0),
     ]
 
 
-def _product(x: jax.Array, factors: tuple[jax.Array, ...]) -> jax.Array:
+def _scaled(x: jax.Array, factors: tuple[jax.Array, ...]) -> jax.Array:
+    """``x`` multiplied by one factor after the other."""
     return functools.reduce(operator.mul, factors, x)
 
 
-def _factored(x: TensorInputs) -> list[jax.Array]:
-    return [*x.rows, *x.cols, *[rsqrt(r + 1e-8) for r in x.rows], *[rsqrt(c + 1e-8) for c in x.cols]]
+def _factored_channels(x: TensorInputs) -> list[jax.Array]:
+    row_roots, col_roots = ([rsqrt(mean + 1e-8) for mean in means] for means in (x.row_means, x.col_means))
+    return [*x.row_means, *x.col_means, *row_roots, *col_roots]
 
 
 def _preconditioned_momentum(x: TensorInputs, eps: float) -> list[jax.Array]:
     if x.param.ndim >= 2:
-        return [_product(m, f) for m, f in zip(x.momentum, x.factors, strict=True)]
-    # For vectors the references have another formula than for the gradient, and two values of eps.
+        return [_scaled(m, factors) for m, factors in zip(x.momentum, x.preconditioners, strict=True)]
+    # For rank < 2 the references use another formula than for the gradient, and two values of eps.
     # Without eps only FACTORED_EPS keeps the second moment of a zero gradient positive.
-    root = lambda second: rsqrt(differentiable(second + eps, above=1e-24))
-    return [m * root(second) for m, second in zip(x.momentum, x.rows, strict=True)]
+    return [
+        m * rsqrt(stop_gradient_up_to(second + eps, threshold=1e-24))
+        for m, second in zip(x.momentum, x.row_means, strict=True)
+    ]

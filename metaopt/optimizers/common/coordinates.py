@@ -1,7 +1,7 @@
-"""Every coordinate of every tensor is one row of a recurrent network.
+"""Recurrent networks that run on every coordinate of every tensor.
 
-The rows keep the shape of their tensor and the network works on a new last axis, so
-the memory of a coordinate shards like the coordinate.
+The units of a network are a new last axis behind the tensor's own axes, so the recurrent state of
+a tensor is sharded like the tensor.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,25 +14,36 @@ from metaopt.optimizers.common import tiling
 
 
 def map_coordinates(
-    f: Callable[..., tuple], inputs: Sequence[PyTree], memory: Sequence[PyTree]
+    f: Callable[..., tuple[jax.Array, tuple]], inputs: Sequence[PyTree], states: Sequence[PyTree]
 ) -> tuple[Params, tuple[PyTree, ...]]:
-    """What ``f`` makes of each tensor, and what it remembers; a large tensor goes through it in pieces.
+    """Applies a recurrent function to every coordinate of every tensor, large tensors tile by tile.
 
     Args:
-      f: ``(*inputs, *memory) -> (result, memory)`` of one tensor, coordinate by coordinate.
-      inputs: the first is the tensors; in place of a tensor the others have numbers and
-        arrays that broadcast to its shape, alone or in a tree.
-      memory: each has, in place of a tensor, arrays (*shape of the tensor, ...).
+      f: ``(*inputs, *states) -> (result, new states)`` of one tensor, coordinate by coordinate.
+      inputs: trees; the first holds the tensors. In place of a tensor, the others hold numbers and
+        arrays that broadcast to its shape, alone or in a subtree.
+      states: trees that hold, in place of a tensor, arrays (*shape of the tensor, ...).
+
+    Returns:
+      The tree of results and a tuple of trees of new states.
     """
     structure = jax.tree.structure(inputs[0])
-    rows = zip(*map(structure.flatten_up_to, (*inputs, *memory)), strict=True)
-    results = [_on_tensor(f, row[: len(inputs)], row[len(inputs) :]) for row in rows]
-    remembered = (structure.unflatten([new[i] for _, new in results]) for i in range(len(memory)))
-    return structure.unflatten([result for result, _ in results]), tuple(remembered)
+    arguments = list(zip(*map(structure.flatten_up_to, (*inputs, *states)), strict=True))
+    num_inputs = len(inputs)
+    outputs = [_apply_to_tensor(f, of_tensor[:num_inputs], of_tensor[num_inputs:]) for of_tensor in arguments]
+    results = structure.unflatten([result for result, _ in outputs])
+    new_states = (structure.unflatten([new[i] for _, new in outputs]) for i in range(len(states)))
+    return results, tuple(new_states)
 
 
-def _on_tensor(f: Callable[..., tuple], inputs: tuple, memory: tuple) -> tuple[jax.Array, tuple]:
+def _apply_to_tensor(f: Callable[..., tuple], inputs: tuple, states: tuple) -> tuple[jax.Array, tuple]:
     shape = inputs[0].shape
-    aligned = lambda x: jnp.reshape(x, (1,) * (len(shape) - jnp.ndim(x)) + jnp.shape(x))
-    on_piece = lambda inputs, memory: f(*inputs, *memory)
-    return tiling.remembering(on_piece, jax.tree.map(aligned, inputs), memory, shape)
+
+    def with_all_axes(x: jax.Array | float) -> jax.Array:
+        """Tiles are cut along an axis, which every input needs to have."""
+        return jnp.reshape(x, (1,) * (len(shape) - jnp.ndim(x)) + jnp.shape(x))
+
+    def apply_to_tile(inputs: tuple, states: tuple) -> tuple[jax.Array, tuple]:
+        return f(*inputs, *states)
+
+    return tiling.elementwise_with_state(apply_to_tile, jax.tree.map(with_all_axes, inputs), states, shape)

@@ -1,13 +1,12 @@
-"""The accumulators of all tensors: momenta, second moments, factored second moments.
+"""The accumulators of all tensors: momentum, second moments, factored second moments.
 
 One accumulator is a tree like the parameters; several decays are a tuple of such
-trees, so every leaf has the shape of its parameter, shards like it and is updated
+trees, so every leaf has the shape of its parameter, is sharded like it and is updated
 in place.
 """
 
 import collections
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,11 +16,11 @@ import jax.numpy as jnp
 from metaopt.core import Params, PyTree
 from metaopt.optimizers.common.accumulators import ema, init_factored, update_factored
 
-STACKED_UP_TO, STACKED_TOGETHER = 2**15, 2**19  # elements of a tensor, and of a stack
+MAX_STACKED_TENSOR, MAX_STACK = 2**15, 2**19  # elements of a tensor that is stacked, and of a whole stack
 
 
 class Decays(NamedTuple):
-    """Of each accumulator; floats or () arrays."""
+    """Decays of the accumulators of each kind; floats or () arrays."""
 
     momentum: Sequence[jax.Array | float]
     rms: Sequence[jax.Array | float]
@@ -32,30 +31,33 @@ class Moments(NamedTuple):
     """The accumulators of all tensors, or of one; an entry for each decay."""
 
     momentum: tuple[Params, ...]
-    rms: tuple[Params, ...]  # second moment, not rooted
-    factored: tuple[PyTree, ...]  # Factored, or an array where the rank is below 2
+    rms: tuple[Params, ...]  # second moment, before its square root
+    factored: tuple[PyTree, ...]  # Factored, or an array for a rank below 2
 
 
 def init_moments(params: Params, decays: Decays) -> Moments:
-    """Zeros, no buffer shared."""
-    zeros = lambda _: jax.tree.map(jnp.zeros_like, params)
+    """Accumulators of zeros; no two share a buffer, so a state made of them can be donated."""
     return Moments(
-        tuple(map(zeros, decays.momentum)),
-        tuple(map(zeros, decays.rms)),
+        tuple(jax.tree.map(jnp.zeros_like, params) for _ in decays.momentum),
+        tuple(jax.tree.map(jnp.zeros_like, params) for _ in decays.rms),
         tuple(jax.tree.map(init_factored, params) for _ in decays.factored),
     )
 
 
 def update_moments(decays: Decays, moments: Moments, grads: Params) -> Moments:
     """Averages in the current gradient. Decays of second moments are clipped to [0, 1]."""
-    average = lambda b, old, new: jax.tree.map(lambda o, n: ema(b, o, n), old, new)
     squares = jax.tree.map(lambda g: g * g, grads)
-    each = lambda f, decays, old: tuple(f(b, o) for b, o in zip(decays, old, strict=True))
-    factored = lambda b, old: jax.tree.map(lambda g, f: update_factored(b, f, g), grads, old)
+
+    def average(decay: jax.Array | float, old: Params, new: Params) -> Params:
+        return jax.tree.map(functools.partial(ema, decay), old, new)
+
+    def average_factored(decay: jax.Array | float, old: PyTree) -> PyTree:
+        return jax.tree.map(lambda g, moment: update_factored(decay, moment, g), grads, old)
+
     return Moments(
-        each(lambda b, old: average(b, old, grads), decays.momentum, moments.momentum),
-        each(lambda b, old: average(jnp.clip(b, 0.0, 1.0), old, squares), decays.rms, moments.rms),
-        each(factored, decays.factored, moments.factored),
+        tuple(average(b, old, grads) for b, old in zip(decays.momentum, moments.momentum, strict=True)),
+        tuple(average(jnp.clip(b, 0.0, 1.0), old, squares) for b, old in zip(decays.rms, moments.rms, strict=True)),
+        tuple(average_factored(b, old) for b, old in zip(decays.factored, moments.factored, strict=True)),
     )
 
 
@@ -68,30 +70,48 @@ def map_tensors(
     vectors, and a loop for each takes longer to compile than to run.
 
     Args:
-      f: of one tensor.
-      moments, params, trees: what it is given, leaf by leaf.
-      kinds: a tree of what must be known while tracing; ``f`` is given it as ``kind``.
+      f: function of one tensor, of its leaves in ``trees`` and of its accumulators.
+      moments: accumulators of all tensors.
+      params: the tensors.
+      trees: trees like ``params``, whose leaves are further arguments of ``f``.
+      kinds: tree like ``params`` of hashable Python values that ``f`` needs while it is traced,
+        where it gets them as the keyword ``kind``; only tensors of one kind are stacked.
+
+    Returns:
+      A tree like ``params`` of the results.
     """
     structure = jax.tree.structure(params)
-    columns = map(structure.flatten_up_to, (params, *trees))
-    of_tensor = lambda part: zip(*map(structure.flatten_up_to, part), strict=True) if part else itertools.repeat(())
-    rows = list(zip(*columns, map(Moments, *map(of_tensor, moments)), strict=False))
-    known = structure.flatten_up_to(kinds) if kinds is not None else [None] * len(rows)
-    groups = collections.defaultdict(list)
-    for i, (p, *_) in enumerate(rows):
-        groups[(p.shape, known[i]) if p.size <= STACKED_UP_TO else i].append(i)
+    columns = [structure.flatten_up_to(tree) for tree in (params, *trees)]
+    arguments = list(zip(*columns, _by_tensor(moments, structure), strict=True))
+    kind = [None] * len(arguments) if kinds is None else structure.flatten_up_to(kinds)
+    alike = collections.defaultdict(list)  # indices of tensors that can be stacked
+    for i, (p, *_) in enumerate(arguments):
+        alike[(p.shape, kind[i]) if p.size <= MAX_STACKED_TENSOR else i].append(i)
     results: dict[int, Any] = {}
-    for members in (stack for group in groups.values() for stack in _stacks(group, rows[group[0]][0].size)):
-        g = f if kinds is None else functools.partial(f, kind=known[members[0]])
-        if len(members) == 1:
-            results[members[0]] = g(*rows[members[0]])
+    for indices in (stack for group in alike.values() for stack in _stacks(group, arguments[group[0]][0].size)):
+        first = indices[0]
+        of_kind = f if kinds is None else functools.partial(f, kind=kind[first])
+        if len(indices) == 1:
+            results[first] = of_kind(*arguments[first])
             continue
-        stacked = jax.vmap(g)(*jax.tree.map(lambda *x: jnp.stack(x), *(rows[i] for i in members)))
-        results |= {i: jax.tree.map(lambda x, k=k: x[k], stacked) for k, i in enumerate(members)}
-    return structure.unflatten([results[i] for i in range(len(rows))])
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(arguments[i] for i in indices))
+        outputs = jax.vmap(of_kind)(*stacked)
+        for place, i in enumerate(indices):
+            results[i] = jax.tree.map(lambda x, place=place: x[place], outputs)
+    return structure.unflatten([results[i] for i in range(len(arguments))])
 
 
-def _stacks(members: list[int], size: int) -> list[list[int]]:
-    """Tensors of one shape in groups that together have at most STACKED_TOGETHER elements."""
-    num = max(1, STACKED_TOGETHER // max(1, size))
-    return [members[i : i + num] for i in range(0, len(members), num)]
+def _by_tensor(moments: Moments, structure: Any) -> list[Moments]:
+    """The accumulators of each tensor, in the order of ``jax.tree.leaves``."""
+
+    def regroup(trees: tuple[PyTree, ...]) -> list[tuple]:
+        columns = [structure.flatten_up_to(tree) for tree in trees]
+        return [tuple(column[i] for column in columns) for i in range(structure.num_leaves)]
+
+    return [Moments(*entries) for entries in zip(*map(regroup, moments), strict=True)]
+
+
+def _stacks(indices: list[int], size: int) -> list[list[int]]:
+    """Splits tensors of ``size`` elements each into stacks of at most MAX_STACK elements."""
+    num = max(1, MAX_STACK // max(1, size))
+    return [indices[i : i + num] for i in range(0, len(indices), num)]

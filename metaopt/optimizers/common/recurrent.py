@@ -1,4 +1,4 @@
-"""The recurrent part of VeLO and Celo: rows that see each other, then a memory of their own.
+"""The recurrent network of VeLO and Celo: max-pooled mixing across tensors, then one LSTM state per tensor.
 
 Source: google/learned_optimization, research/general_lopt/hyper_v2.py.
 """
@@ -14,7 +14,14 @@ from metaopt.nn.lstm import LSTMState
 
 
 def init(key: Key, num_in: int, hidden: int, heads: dict[str, int]) -> Theta:
-    """Mixing, LSTM, its learned start (zeros) and a dense layer for each of ``heads``."""
+    """Weights of the mixing layers, of the LSTM, its learned initial state (zeros at first), and of the heads.
+
+    Args:
+      key: random key.
+      num_in: number of input features of a tensor.
+      hidden: number of units.
+      heads: number of outputs of each dense layer that reads the LSTM's output, by its name.
+    """
     k_pooled, k_direct, k_lstm, k_heads = jax.random.split(key, 4)
     theta = {
         "pooled": init_dense(k_pooled, num_in, hidden),
@@ -22,27 +29,29 @@ def init(key: Key, num_in: int, hidden: int, heads: dict[str, int]) -> Theta:
         "lstm": lstm.init(k_lstm, hidden, hidden),
         "initial": lstm.zeros((1,), hidden)._asdict(),
     }
-    for i, (name, size) in enumerate(heads.items()):
-        theta[name] = init_dense(jax.random.fold_in(k_heads, i), hidden, size)
+    for i, (name, num_out) in enumerate(heads.items()):
+        theta[name] = init_dense(jax.random.fold_in(k_heads, i), hidden, num_out)
     return theta
 
 
-def start(theta: Theta, num_rows: int) -> LSTMState:
-    """Every row begins alike."""
-    tile = lambda x: jnp.tile(x, (num_rows, 1))
-    return LSTMState(tile(theta["initial"]["hidden"]), tile(theta["initial"]["cell"]))
+def initial_state(theta: Theta, num_tensors: int) -> LSTMState:
+    """The LSTM state before the first step, the same for every tensor; (num_tensors, hidden)."""
+    hidden, cell = (jnp.tile(theta["initial"][name], (num_tensors, 1)) for name in LSTMState._fields)
+    return LSTMState(hidden, cell)
 
 
 def step(theta: Theta, x: jax.Array, state: LSTMState) -> LSTMState:
-    """``lstm(direct(x) + max over rows of relu(pooled(x)))`` of (num_rows, num_in) inputs."""
+    """``lstm(direct(x) + max over tensors of relu(pooled(x)))`` for inputs x (num_tensors, num_in)."""
     mixed = dense(theta["direct"], x) + jnp.max(jax.nn.relu(dense(theta["pooled"], x)), axis=0)
     return lstm.step(theta["lstm"], mixed, state)
 
 
 def init_dense(key: Key, num_in: int, num_out: int) -> Theta:
+    """Weights ``{"w": (num_in, num_out), "b": (num_out,)}``: truncated normal of scale 1/sqrt(num_in), and zero."""
     draw = jax.random.truncated_normal(key, -2.0, 2.0, (num_in, num_out))
     return {"w": draw / math.sqrt(num_in), "b": jnp.zeros(num_out)}
 
 
 def dense(theta: Theta, x: jax.Array) -> jax.Array:
+    """A dense layer on the last axis of ``x``."""
     return x @ theta["w"] + theta["b"]

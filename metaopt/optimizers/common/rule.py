@@ -1,7 +1,6 @@
 """From an update rule in float32 to a well-behaved Optax transformation.
 
-Every family goes through this door, so the checks, the dtypes and the wording of
-errors exist once.
+All families use ``transformation``, so checks, dtypes and the wording of errors exist once.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metaopt.core import Params, PyTree
+
 
 def transformation(
-    init: Callable[[Any], Any],
-    update: Callable[..., tuple[Any, Any]],
+    init: Callable[[Params], Any],
+    update: Callable[..., tuple[Params, Any]],
     *,
     name: str,
     needs_value: bool = False,
@@ -42,8 +43,8 @@ def transformation(
         is missing or if ``grads`` and ``params`` are trees of different shape.
     """
 
-    def init_fn(params):
-        return _narrowed(init(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)))
+    def init_fn(params: Params) -> Any:
+        return _narrow(init(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)))
 
     def update_fn(updates, state, params=None, *, value=None, **extra_args):
         grads = updates  # Optax's name for what comes in
@@ -51,33 +52,18 @@ def transformation(
             raise ValueError(f"{name} needs the parameters: call update(grads, state, params)")
         if needs_value and value is None:
             raise ValueError(f"{name} needs the current loss: call update(grads, state, params, value=loss)")
-        some_none = any(g is None for g in jax.tree.leaves(grads, is_leaf=lambda g: g is None))
+        some_none = any(g is None for g in jax.tree.leaves(grads, is_leaf=_is_none))
         given = _zeros_for_none(grads, grads, params) if some_none else grads
         check_same_tree(given, params)
         value = None if value is None else jnp.asarray(value, jnp.float32)
         extra = {keyword: extra_args.get(keyword) for keyword in reads}
         updates, new_state = update(_float32(given), state, _float32(params), value, **extra)
         # Where jax_enable_x64 is on, constants would widen the state from step to step.
-        state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
-        updates = jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params)
+        state = _cast_like(new_state, state)
+        updates = _cast_like(updates, params)
         return (_zeros_for_none(grads, updates, updates) if some_none else updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _float32(tree):
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
-
-
-def _narrowed(tree):
-    """float64, which constants have where jax_enable_x64 is on, as float32."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, tree)
-
-
-def _zeros_for_none(grads, values, likes):
-    """``values`` with zeros like ``likes`` wherever a gradient is None."""
-    pick = lambda g, value, like: jax.tree.map(jnp.zeros_like, like) if g is None else value
-    return jax.tree.map(pick, grads, values, likes, is_leaf=lambda g: g is None)
 
 
 def check_same_tree(grads: Any, params: Any) -> None:
@@ -96,3 +82,29 @@ def check_same_tree(grads: Any, params: Any) -> None:
             "grads and params hold the same leaves in different containers: "
             f"{jax.tree.structure(grads)} and {jax.tree.structure(params)}"
         )
+
+
+def _float32(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+
+def _narrow(tree: PyTree) -> PyTree:
+    """A tree with float64, the dtype of constants where jax_enable_x64 is on, cast to float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, tree)
+
+
+def _cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _zeros_for_none(grads: PyTree, values: PyTree, likes: PyTree) -> PyTree:
+    """``values``, with zeros like ``likes`` wherever a gradient is None."""
+
+    def pick(g: Any, value: PyTree, like: PyTree) -> PyTree:
+        return jax.tree.map(jnp.zeros_like, like) if g is None else value
+
+    return jax.tree.map(pick, grads, values, likes, is_leaf=_is_none)

@@ -1,29 +1,33 @@
-"""Lists of checkpoints, made from their manifests and nothing else."""
+"""Listings of checkpoints, written from their manifests alone."""
 
 from typing import Any
 
-Manifests = dict[str, dict[str, Any]]
+Manifests = dict[str, dict[str, Any]]  # by the name of the checkpoint, see ``checkpoint.read_manifest``
 
 
 def text(manifests: Manifests) -> str:
-    """A line for each checkpoint."""
-    return "\n".join(f"{name:24} {m['family']:12} {m.get('summary', '')}" for name, m in manifests.items())
+    """One line for each checkpoint: name, kind, family, summary."""
+    return "\n".join(
+        f"{name:24} {m['kind']:12} {m['family']:12} {m.get('summary', '')}".rstrip() for name, m in manifests.items()
+    )
 
 
 def markdown(manifests: Manifests) -> str:
     """The page ``checkpoints/README.md``."""
-    parts = [
+    paragraphs = [
         "# Pretrained learned optimizers",
         "Made by `metaopt list --markdown > checkpoints/README.md` from the manifests; do not edit.",
     ]
     for name, manifest in manifests.items():
-        parts += [f"## {name}", manifest.get("summary", ""), _facts(name, manifest)]
-    return "\n\n".join(part for part in parts if part)
+        paragraphs += [f"## {name}", manifest.get("summary", ""), _facts(manifest)]
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
-def _facts(name: str, manifest: dict[str, Any]) -> str:
+def _facts(manifest: dict[str, Any]) -> str:
+    """A bullet list of what the manifest of one checkpoint says: kind, settings, cost, results."""
     config = ", ".join(f"{k}={v}" for k, v in manifest["config"].items())
-    lines = [f"- family: `{manifest['family']}` ({config}); licence {manifest.get('licence', 'unknown')}"]
+    licence = manifest.get("licence", "unknown")
+    lines = [f"- {manifest['kind']} of family `{manifest['family']}` ({config}); licence {licence}"]
     if "cost" in manifest:
         cost = manifest["cost"]
         lines.append(
@@ -40,5 +44,6 @@ def _facts(name: str, manifest: dict[str, Any]) -> str:
 
 
 def _ratio(ratio: dict[str, Any]) -> str:
-    show = lambda value: "miss" if value is None else f"{value:.2f}"
-    return f"{show(ratio['median'])} [{', '.join(map(show, ratio['interval']))}]"
+    """A median and its interval; None, where the reference loss was never reached, is shown as "miss"."""
+    median, *interval = ("miss" if x is None else f"{x:.2f}" for x in (ratio["median"], *ratio["interval"]))
+    return f"{median} [{', '.join(interval)}]"

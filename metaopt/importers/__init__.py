@@ -1,9 +1,8 @@
-"""Weights that other projects released, as theta of our families.
+"""Weights that other projects released, converted to theta of our families.
 
-A file is untrusted: nothing in it is run, and no claim in it is believed before it has
-been compared with the length of the file. Two questions are answered one after the
-other, both from the content: what container it is (``files.CONTAINERS``) and whose
-weights it holds (SOURCES).
+A file is untrusted: nothing in it is executed, and no size it claims is believed before it has
+been compared with the length of the file. Both the file format (``files.CONTAINERS``) and the
+project the weights come from (SOURCES) are recognized by the content alone.
 """
 
 import inspect
@@ -16,7 +15,7 @@ from metaopt.importers import celo, celo2, files, released, small_fc, velo
 from metaopt.importers import open as open_
 from metaopt.importers.imported import ImportedWeights
 
-# celo2 has the fewest marks of its own and stands after those that share them.
+# The first source that recognizes a file converts it: celo2 would recognize files of celo and velo too.
 SOURCES = {"small_fc": small_fc, "celo": celo, "velo": velo, "celo2": celo2, "open": open_}
 OPTIONS = {name: inspect.getfullargspec(source.convert).kwonlyargs for name, source in SOURCES.items()}
 
@@ -25,43 +24,43 @@ def read(path: str | Path, **options: Any) -> ImportedWeights:
     """Reads released weights.
 
     Args:
-      path: of a file; its name does not matter.
-      options: what the file does not say, as ``convert`` of its source takes it, e.g.
+      path: path of the file; its name does not matter.
+      options: settings that the file does not hold, keywords of its source's ``convert``, e.g.
         ``decays="mulo"`` or ``variant="elo"``.
 
     Returns:
-      (family, config, theta), theta of float32 NumPy arrays that are all finite.
+      The weights; theta consists of finite float32 NumPy arrays.
 
     Raises:
-      UserError: naming the file, and the entry that is missing, unknown or of another
+      UserError: naming the file, and the entry that is missing, unknown or of the wrong
         shape, the import that is refused, or the option that must be given.
     """
     return _convert(files.read(Path(path)), path, options)
 
 
 def import_file(path: str | Path, name: str | Path, licence: str | None = None, **options: Any) -> Path:
-    """Turns released weights into a checkpoint that ``metaopt.load`` knows.
+    """Converts released weights to a checkpoint that ``metaopt.load`` can load.
 
     Args:
-      path, options: as for ``read``.
-      name: as for ``checkpoint.save``.
-      licence: of the weights; not given, that of a file known by its sha256, else "unknown".
+      path, options: see ``read``.
+      name: name or folder of the new checkpoint, see ``checkpoint.save``.
+      licence: licence of the weights; None for the one in ``released.KNOWN``, else "unknown".
 
     Returns:
       The folder of the checkpoint.
 
     Raises:
-      UserError: as ``read`` and ``checkpoint.save``.
+      UserError: if there is such a checkpoint already, or as ``read`` and ``checkpoint.save`` do.
     """
     if name in checkpoint.list_pretrained() or (Path(name) / checkpoint.MANIFEST).exists():
         raise UserError(f"there is a checkpoint {name} already: choose another name, or remove it first")
     file = files.read(Path(path))
-    found = _convert(file, path, options)
+    weights = _convert(file, path, options)
     known = released.KNOWN.get(file.sha256, {"summary": f"imported from {Path(path).name}", "licence": "unknown"})
     about = known | ({"licence": licence} if licence else {})
-    chosen = {option: str(value) if isinstance(value, Path) else value for option, value in options.items()}
-    source = {"file": Path(path).name, "sha256": file.sha256, "format": file.container, "options": chosen}
-    return checkpoint.save(name, found.family, found.config, found.theta, **about, source=source)
+    as_json = {option: str(value) if isinstance(value, Path) else value for option, value in options.items()}
+    source = {"file": Path(path).name, "sha256": file.sha256, "format": file.container, "options": as_json}
+    return checkpoint.save(name, weights.family, weights.config, weights.theta, **about, source=source)
 
 
 def _convert(file: files.File, path: str | Path, options: dict[str, Any]) -> ImportedWeights:

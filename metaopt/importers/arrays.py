@@ -1,4 +1,4 @@
-"""Arrays out of untrusted bytes, and out of the trees that files keep them in."""
+"""Arrays from untrusted bytes, and checks of the trees that files store them in."""
 
 import math
 from collections.abc import Mapping
@@ -8,16 +8,22 @@ import numpy as np
 
 from metaopt.errors import UserError
 
-Arrays = dict[str, np.ndarray]  # by path, its parts joined by "/"
+Arrays = dict[str, np.ndarray]  # by path, names joined by "/"
 Shapes = Mapping[str, tuple[int, ...]]
 
 DTYPES = {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"}
 MAX_RANK = 8
-MAX_ENTRIES = 10_000  # in a tree; a hostile one can be larger than its file, by sharing branches
+MAX_ENTRIES = 10_000  # nodes of a tree; by sharing branches, a hostile tree can have more than its file has bytes
 
 
 def from_bytes(buffer: bytes | bytearray, dtype: str, shape: Any, order: Any = "C") -> np.ndarray:
-    """A view of ``buffer``: neither a shape that lies nor a buffer named a thousand times costs memory.
+    """A view of ``buffer``; it costs no memory, whatever ``shape`` claims and however often it is asked for.
+
+    Args:
+      buffer: raw bytes of the array.
+      dtype: NumPy's code for the type of an element, with its byte order, e.g. "<f4".
+      shape: shape that the file claims; anything, as it is checked here.
+      order: "C" or "F".
 
     Raises:
       UserError: if the buffer is not as long as ``dtype`` and ``shape`` say.
@@ -36,15 +42,15 @@ def from_bytes(buffer: bytes | bytearray, dtype: str, shape: Any, order: Any = "
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree of dicts by their path.
+    """The leaves of a tree of dicts by path, sorted.
 
     >>> flatten({"nn": {"~": {"w0": 1}}})
     {'nn/~/w0': 1}
     """
     leaves: dict[str, Any] = {}
-    open_branches, visited = [("", tree)], 0
-    while open_branches:
-        path, node = open_branches.pop()
+    stack, visited = [("", tree)], 0
+    while stack:
+        path, node = stack.pop()
         visited += 1
         if visited > MAX_ENTRIES:
             raise UserError(f"its tree has more than {MAX_ENTRIES} entries: no weights known here are so many")
@@ -56,12 +62,16 @@ def flatten(tree: Any) -> dict[str, Any]:
         for name, child in node.items():
             if not isinstance(name, str):
                 raise UserError(f"{path or 'its root'} has a key that is not a name but of type {type(name).__name__}")
-            open_branches.append((f"{path}/{name}" if path else name, child))
+            stack.append((f"{path}/{name}" if path else name, child))
     return dict(sorted(leaves.items()))
 
 
 def size(arrays: Arrays, path: str, axis: int) -> int:
-    """The size of one axis of an entry, from which the shapes of others follow."""
+    """The size of one axis of an entry; the expected shapes of the other entries follow from it.
+
+    Raises:
+      UserError: if there is no such entry or axis.
+    """
     if path not in arrays:
         raise UserError(f"it lacks {path!r}")
     shape = getattr(arrays[path], "shape", ())
@@ -71,13 +81,13 @@ def size(arrays: Arrays, path: str, axis: int) -> int:
 
 
 def check(arrays: Arrays, expected: Shapes) -> None:
-    """Raises UserError unless there are exactly these entries, of these shapes, float32 and finite."""
+    """Raises a UserError unless exactly the ``expected`` entries exist, of these shapes, float32 and finite."""
     missing = [path for path in expected if path not in arrays]
     unknown = [path for path in arrays if path not in expected]
-    complaints = [f"lacks {_some(missing)}"] if missing else []
-    complaints += [f"holds {_some(unknown)}, unknown here"] if unknown else []
-    if complaints:
-        raise UserError(f"it {' and '.join(complaints)}")
+    mismatches = [f"lacks {_some(missing)}"] if missing else []
+    mismatches += [f"holds {_some(unknown)}, unknown here"] if unknown else []
+    if mismatches:
+        raise UserError(f"it {' and '.join(mismatches)}")
     for path, shape in expected.items():
         array = arrays[path]
         if not isinstance(array, np.ndarray):
@@ -89,5 +99,6 @@ def check(arrays: Arrays, expected: Shapes) -> None:
 
 
 def _some(paths: list[str], most: int = 5) -> str:
+    """The first few paths, shortened, and how many more there are: a hostile file may have any."""
     named = ", ".join(repr(path[:80]) for path in paths[:most])
     return named if len(paths) <= most else f"{named} and {len(paths) - most} more"

@@ -9,26 +9,27 @@ from metaopt.importers import haiku
 from metaopt.importers.arrays import Arrays, check, size
 from metaopt.importers.imported import ImportedWeights
 
-NUM_INPUTS = 18  # of the scheduler: nine of time, nine of the loss
+NUM_INPUTS = 18  # inputs of the scheduler: nine features of time, nine of the loss
 INPUT_LAYERS = [f"{haiku.SCHEDULER}{name}/w" for name in ("linear", "linear_1", "linear_2")]
 
 
 def recognizes(arrays: Arrays) -> bool:
+    """Whether there is a scheduler with 18 inputs: VeLO's has 30."""
     return any(path in arrays and getattr(arrays[path], "shape", ())[:1] == (NUM_INPUTS,) for path in INPUT_LAYERS)
 
 
 def convert(arrays: Arrays) -> ImportedWeights:
-    """Theta of the family celo; without a per-parameter network it is Celo-Adam.
+    """Converts to theta of the family celo; without a per-parameter network it is Celo-Adam.
 
-    The controls mix one base with itself, so they have no effect and are dropped.
+    The controls mix a bank of one network, so they have no effect and are dropped.
     """
     hidden = size(arrays, "rnn_params/step_size/w", 0)
     shapes = haiku.scheduler_shapes(NUM_INPUTS, hidden)
-    learned = any(path.startswith(haiku.NETWORK) for path in arrays)
-    if learned:
+    has_network = any(path.startswith(haiku.NETWORK) for path in arrays)
+    if has_network:
         shapes |= haiku.dense_shapes({"rnn_to_controls": (hidden, 1)}) | haiku.network_shapes((1,), 4)
     check(arrays, shapes)
     theta: Theta = {"scheduler": haiku.scheduler(arrays)}
-    if learned:
+    if has_network:
         theta["network"] = {name: array[0] for name, array in haiku.network(arrays, 2).items()}
-    return ImportedWeights("celo", {"rule": "mlp" if learned else "adam", "hidden": hidden}, theta)
+    return ImportedWeights("celo", {"rule": "mlp" if has_network else "adam", "hidden": hidden}, theta)

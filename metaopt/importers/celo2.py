@@ -1,4 +1,4 @@
-"""Celo2, Celo2-base and ELO-Celo2, of JAX or of PyLO.
+"""Celo2, Celo2-base and ELO-Celo2, as saved by the JAX code or by PyLO.
 
 Source: arXiv:2602.19142 and amoudgl/celo2; arXiv:2607.06772 and xiaol827/ELO.
 """
@@ -8,17 +8,19 @@ from metaopt.importers import haiku
 from metaopt.importers.arrays import Arrays, check, size
 from metaopt.importers.imported import ImportedWeights
 
-# How an update is made of the network's direction; the weights are of one layout.
+# Settings of our family for each variant; the layout of their weights is the same.
 VARIANTS = {
     "celo2": {"orthogonalize": True, "vectors": "adamw"},
     "base": {"orthogonalize": False, "vectors": "learned"},
     "elo": {"orthogonalize": True, "vectors": "adamw", "weight_decay": 0.1},
 }
+# Haiku's name of each entry -> PyLO's.
 PYLO = {"b0": "b0", "w1": "dense_w.0", "b1": "dense_b.0", "w2": "dense_w.1", "b2": "dense_b.1"}
 PYLO |= {f"w0__{i}": f"w0.{i}" for i in range(len(haiku.GROUPS))}
 
 
 def recognizes(arrays: Arrays) -> bool:
+    """Whether there is a per-parameter network, under its haiku names or PyLO's."""
     return any(path.startswith((haiku.NETWORK, "w0.", "dense_")) for path in arrays)
 
 
@@ -29,15 +31,18 @@ def convert(
     learning_rate: float = 1e-3,
     weight_decay: float | None = None,
 ) -> ImportedWeights:
-    """Theta of the family celo2.
+    """Converts to theta of the family celo2.
 
-    Only the first output is used: the multiplier of the second is 0.
+    Only the first output of the network is kept: the reference multiplies the others by zero.
 
     Args:
-      arrays: of a file.
-      variant: "celo2", "base" or "elo". ELO-Celo2 is to have the gradients clipped to norm 1.
-      learning_rate: the step size is the user's; 0.001 is that of the meta-training.
-      weight_decay: in the place of the variant's own, 0.1 for "elo" and else 0.
+      arrays: entries of the file.
+      variant: "celo2", "base" or "elo". For ELO-Celo2, clip the gradients to norm 1.
+      learning_rate: step size, the user's choice; meta-training used 0.001.
+      weight_decay: None for the variant's own, 0.1 for "elo" and 0 for the others.
+
+    Raises:
+      UserError: if ``variant`` is missing or unknown, or an entry does not fit.
     """
     if not any(path.startswith(haiku.NETWORK) for path in arrays):
         hidden = size(arrays, "b0", 0)
@@ -47,7 +52,7 @@ def convert(
     check(arrays, haiku.network_shapes((), hidden))
     if variant is None:
         raise UserError(
-            "Celo2, Celo2-base and ELO-Celo2 keep their weights alike, and the file does not say which it is: pass the "
+            "Celo2, Celo2-base and ELO-Celo2 have the same layout, and the file does not say which it is: pass the "
             f"option variant, one of {', '.join(VARIANTS)}"
         )
     if variant not in VARIANTS:

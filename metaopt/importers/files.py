@@ -1,4 +1,4 @@
-"""From a file to its arrays; what container it is, its content says."""
+"""Reads the arrays of a file, whose format is recognized by its content."""
 
 import hashlib
 from pathlib import Path
@@ -8,24 +8,25 @@ from metaopt.errors import UserError
 from metaopt.importers import msgpack_file, numpy_file, pickle_file, safetensors_file, torch_file
 from metaopt.importers.arrays import Arrays
 
-# The length in front of a safetensors file can begin like the two after it, not the other way round.
+# safetensors comes before pickle and msgpack: the length it starts with can look like their first
+# bytes, but not the other way round.
 CONTAINERS = (torch_file, numpy_file, safetensors_file, pickle_file, msgpack_file)
-MAX_BYTES = 2**26  # the largest release, VeLO, has 2**23.2
+MAX_BYTES = 2**26  # the largest released file, VeLO's, has 2**23.2
 
 
 class File(NamedTuple):
-    """The entries of a file, and where they are from."""
+    """The entries of a file, its format and its hash."""
 
-    arrays: Arrays  # an entry of another type is left for ``arrays.check`` to name
+    arrays: Arrays  # entries may still be of other types, until ``arrays.check`` has seen them
     container: str
     sha256: str
 
 
 def read(path: Path) -> File:
-    """Reads a file of any container.
+    """Reads a file of any format in CONTAINERS.
 
     Raises:
-      UserError: naming the file, if it is of no known container, damaged or hostile.
+      UserError: naming the file, if its format is unknown, or if it is damaged or hostile.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -40,6 +41,6 @@ def read(path: Path) -> File:
         arrays = container.read(data)
     except UserError as error:
         raise UserError(f"{path} ({container.FORMAT}): {error}") from error
-    except Exception as error:  # of the libraries: damage has no end of kinds
+    except Exception as error:  # on damaged files, the libraries raise exceptions of any type
         raise UserError(f"{path} is damaged, or no {container.FORMAT} file: {type(error).__name__}") from error
     return File(arrays, container.FORMAT, hashlib.sha256(data).hexdigest())

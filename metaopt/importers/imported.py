@@ -1,4 +1,4 @@
-"""What an importer found in a file."""
+"""The result of an import."""
 
 from typing import Any, NamedTuple
 
@@ -10,4 +10,4 @@ class ImportedWeights(NamedTuple):
 
     family: str
     config: dict[str, Any]
-    theta: Theta  # of NumPy arrays
+    theta: Theta  # leaves are NumPy arrays

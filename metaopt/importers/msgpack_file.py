@@ -1,7 +1,7 @@
 """The msgpack files of flax: trees of arrays as ``flax.serialization.to_bytes`` writes them.
 
-Source: google/flax, flax/serialization.py; the record around theta is ParameterCheckpoint
-of google/learned_optimization.
+Source: google/flax, flax/serialization.py; the record that may contain theta is
+ParameterCheckpoint of google/learned_optimization.
 """
 
 import itertools
@@ -15,26 +15,28 @@ from metaopt.importers.arrays import MAX_ENTRIES, flatten, from_bytes
 
 FORMAT = "flax msgpack"
 ARRAY, SCALAR = 1, 3  # flax's extension types
-# The parser makes room for as many items as a header claims: these bound the claims.
+# The parser allocates as many items as a header claims: these bound the claims.
 LIMITS = {"max_array_len": 32, "max_map_len": MAX_ENTRIES}
-RECORDS = ({"params", "gen_id", "step"}, {"0", "1", "2"})  # the second is a tuple of the same
-NAMED_TUPLE = {"name", "fields", "values"}  # as flax wrote them before 0.3
+# Fields of a record, by name, or by number where it was saved as a tuple.
+RECORDS = ({"params", "gen_id", "step"}, {"0", "1", "2"})
+NAMED_TUPLE = {"name", "fields", "values"}  # keys of a named tuple, as flax wrote them before 0.3
 
 
 def recognizes(data: bytes) -> bool:
-    return bool(data) and (0x81 <= data[0] <= 0x8F or data[0] in (0xDE, 0xDF))  # a map that is not empty
+    """Whether the file begins with a map that is not empty."""
+    return bool(data) and (0x81 <= data[0] <= 0x8F or data[0] in (0xDE, 0xDF))
 
 
 def read(data: bytes) -> dict[str, Any]:
-    """The entries of theta, without the record around it."""
+    """The entries of theta, without the record that contains it."""
     branches = itertools.count()
 
-    def plain(branch: dict[str, Any]) -> dict[str, Any]:
+    def count_and_convert(branch: dict[str, Any]) -> dict[str, Any]:
         if next(branches) > MAX_ENTRIES:
             raise UserError(f"its tree has more than {MAX_ENTRIES} entries: no weights known here are so many")
-        return _plain(branch)
+        return _dict_from_named_tuple(branch)
 
-    hooks = {"ext_hook": _array, "object_hook": plain}
+    hooks = {"ext_hook": _array, "object_hook": count_and_convert}
     tree = msgpack.unpackb(data, raw=False, strict_map_key=True, **hooks, **LIMITS)
     if set(tree) in RECORDS:
         tree = tree.get("params", tree.get("0"))
@@ -48,8 +50,8 @@ def _array(code: int, data: bytes) -> np.ndarray:
     return from_bytes(buffer, dtype.decode(), shape)
 
 
-def _plain(branch: dict[str, Any]) -> dict[str, Any]:
-    """A named tuple of an old file as a dict; any other branch as it is."""
+def _dict_from_named_tuple(branch: dict[str, Any]) -> dict[str, Any]:
+    """A named tuple as a dict; any other branch as it is."""
     if set(branch) != NAMED_TUPLE:
         return branch
     return {branch["fields"][i]: value for i, value in branch["values"].items()}

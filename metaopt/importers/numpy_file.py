@@ -22,5 +22,5 @@ def read(data: bytes) -> Arrays:
     if version not in HEADERS:
         raise UserError(f"it is of NumPy's format {version}, known are {', '.join(map(str, HEADERS))}")
     shape, fortran, dtype = HEADERS[version](file)
-    # np.load would make room for the shape before it looks for the numbers.
+    # np.load would allocate the claimed shape before it reads the numbers.
     return {"array": from_bytes(data[file.tell() :], dtype.str, shape, "F" if fortran else "C")}

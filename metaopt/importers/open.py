@@ -1,4 +1,4 @@
-"""OPEN: the meta-parameters as one vector, in the order in which JAX flattens their tree.
+"""OPEN: its meta-parameters are released as one vector, in the order in which JAX flattens their tree.
 
 Source: Goldie et al., arXiv:2407.07082; AlexGoldie/rl-learned-optimization,
 rl_optimizer/network.py (the tree) and eval.py (the vector, reshaped by evosax).
@@ -17,19 +17,23 @@ from metaopt.importers.imported import ImportedWeights
 NUM_INPUTS = 19
 SIZES = ((8, 16), (16, 32))  # units of the GRU and of the MLP: the published optimizer and the larger one
 GATES = "rzn"  # reset, update, new
-ENTRY = "array"  # the only one in a file of numpy.save
+ENTRY = "array"  # the only entry of a file written by numpy.save, see ``numpy_file``
 
 
 def recognizes(arrays: Arrays) -> bool:
+    """Whether the file holds one array without a name."""
     return set(arrays) == {ENTRY}
 
 
 def convert(arrays: Arrays, *, num_minibatches: int = 1, num_epochs: int = 1) -> ImportedWeights:
-    """Theta of the family open; the length of the vector tells its sizes.
+    """Converts to theta of the family open; the number of units follows from the length of the vector.
 
     Args:
-      arrays: of a file.
-      num_minibatches, num_epochs: of the PPO that it will train.
+      arrays: entries of the file.
+      num_minibatches, num_epochs: settings of the PPO that the optimizer will train.
+
+    Raises:
+      UserError: if the vector has no known length.
     """
     size(arrays, ENTRY, 0)
     vector = arrays[ENTRY]
@@ -47,7 +51,7 @@ def convert(arrays: Arrays, *, num_minibatches: int = 1, num_epochs: int = 1) ->
 
 
 def _shapes(hidden: int, width: int) -> dict[str, tuple[int, ...]]:
-    """The tree of flax, in the order of its sorted names."""
+    """Shapes of the entries of the flax tree, in the order in which JAX flattens it."""
     gru = {f"gru_params/h{g}/kernel": (hidden, hidden) for g in GATES}
     gru |= {f"gru_params/i{g}/kernel": (NUM_INPUTS, hidden) for g in GATES}
     gru |= {f"gru_params/{name}/bias": (hidden,) for name in ("hn", "in", "ir", "iz")}
@@ -64,15 +68,19 @@ def _total(shapes: dict[str, tuple[int, ...]]) -> int:
 
 def _split(vector: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> Arrays:
     ends = list(itertools.accumulate(map(math.prod, shapes.values())))
-    pieces = np.split(vector, ends[:-1])
-    return {path: piece.reshape(shape) for (path, shape), piece in zip(shapes.items(), pieces, strict=True)}
+    slices = np.split(vector, ends[:-1])
+    return {path: entry.reshape(shape) for (path, shape), entry in zip(shapes.items(), slices, strict=True)}
 
 
 def _theta(entries: Arrays) -> dict[str, Any]:
-    side_by_side = lambda prefix, kind: np.concatenate([entries[f"gru_params/{prefix}{g}/{kind}"] for g in GATES], -1)
-    layer = lambda i, kind: entries[f"params/layers_{i}/{kind}"]
-    mlp = {f"w{i}": layer(3 * i, "kernel") for i in range(3)} | {f"b{i}": layer(3 * i, "bias") for i in range(3)}
-    mlp |= {f"scale{i}": layer(3 * i + 1, "scale") for i in range(2)}
-    mlp |= {f"shift{i}": layer(3 * i + 1, "bias") for i in range(2)}
-    gru = {"wi": side_by_side("i", "kernel"), "bi": side_by_side("i", "bias"), "wh": side_by_side("h", "kernel")}
+    """The entries under the names of ``nn.gru`` and of the family open's MLP."""
+
+    def all_gates(name: str) -> np.ndarray:
+        return np.concatenate([entries["gru_params/" + name.format(gate)] for gate in GATES], -1)
+
+    mlp = {f"w{i}": entries[f"params/layers_{3 * i}/kernel"] for i in range(3)}
+    mlp |= {f"b{i}": entries[f"params/layers_{3 * i}/bias"] for i in range(3)}
+    mlp |= {f"scale{i}": entries[f"params/layers_{3 * i + 1}/scale"] for i in range(2)}
+    mlp |= {f"shift{i}": entries[f"params/layers_{3 * i + 1}/bias"] for i in range(2)}
+    gru = {"wi": all_gates("i{}/kernel"), "bi": all_gates("i{}/bias"), "wh": all_gates("h{}/kernel")}
     return {"gru": gru | {"bh": entries["gru_params/hn/bias"]}, "mlp": mlp}

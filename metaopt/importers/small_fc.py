@@ -1,4 +1,4 @@
-"""small_fc of other projects: AdafacMLPLOpt, muLO and ELO, and the MetaMLP of PyLO.
+"""small_fc as saved by other projects: AdafacMLPLOpt, muLO, ELO and PyLO's MetaMLP.
 
 Source: google/learned_optimization, learned_optimizers/adafac_mlp_lopt.py;
 bentherien/mu_learned_optimization; Belilovsky-Lab/pylo, pylo/models/Meta_MLP.py.
@@ -12,11 +12,11 @@ from metaopt.importers.imported import ImportedWeights
 
 NUM_INPUTS = 39
 DECAYS = {"momentum_decays": "momentum_decays", "rms_decays": "rms_decays", "adafactor_decays": "factored_decays"}
-SHAPES = {"momentum_decays": (3,), "rms_decays": (1,), "adafactor_decays": (3,)}
+DECAY_SHAPES = {"momentum_decays": (3,), "rms_decays": (1,), "adafactor_decays": (3,)}
 HAIKU = "nn/~/"
-PYLO = {"input": "0", "linear_0": "1", "output": "2"}  # its layers -> ours
+PYLO = {"input": "0", "linear_0": "1", "output": "2"}  # PyLO's name of each layer -> our number
 
-# PyLO keeps the decays that muLO learned in its source code, beside the weights (btherien/mulo).
+# Decays of muLO's weights (btherien/mulo): PyLO has them in its source code instead of the file.
 MULO = {
     "momentum_decays": (0.15216392, 0.14245212, 0.06812963),
     "rms_decays": (0.01079706,),
@@ -28,18 +28,22 @@ MULO_HIDDEN, MULO_STEP_MULTIPLIER, STEP_MULTIPLIER = 32, 1e-2, 1e-3
 
 
 def recognizes(arrays: Arrays) -> bool:
+    """Whether there are learned decays, or a network under its haiku names or PyLO's."""
     return any(path in DECAYS or path.startswith((HAIKU, "network.")) for path in arrays)
 
 
 def convert(arrays: Arrays, *, decays: str | None = None, step_multiplier: float | None = None) -> ImportedWeights:
-    """Theta of the family small_fc.
+    """Converts to theta of the family small_fc.
 
     Args:
-      arrays: of a file.
-      decays: "mulo" or "initial", for files that do not hold them.
-      step_multiplier: no file holds it. It must be given for 32 units with decays of their
-        own, which muLO (0.01) and the baseline it is compared with (0.001) have alike. Not
-        given, it is muLO's for ``decays="mulo"``, else the 0.001 of AdafacMLPLOpt and ELO.
+      arrays: entries of the file.
+      decays: "mulo" or "initial", for files that do not hold the decays.
+      step_multiplier: setting that no file holds. None for muLO's 0.01 with ``decays="mulo"``, else
+        the 0.001 of AdafacMLPLOpt and ELO. It must be given for files with 32 units and decays,
+        which are the same for muLO (0.01) and the baseline it is compared with (0.001).
+
+    Raises:
+      UserError: if an option must be given or left out, or an entry does not fit.
     """
     network = _from_pylo(arrays) if any(path.startswith("network.") for path in arrays) else _from_haiku(arrays)
     own = {ours: arrays[theirs] for theirs, ours in DECAYS.items() if theirs in arrays}
@@ -49,12 +53,14 @@ def convert(arrays: Arrays, *, decays: str | None = None, step_multiplier: float
     if step_multiplier is None:
         if own and hidden == MULO_HIDDEN:
             raise UserError(
-                "it does not say by what the learned step is multiplied, and ten times as much is another optimizer: "
+                "it does not say by what the learned step is multiplied, and a wrong factor makes another optimizer: "
                 f"pass the option step_multiplier, {MULO_STEP_MULTIPLIER} for muLO, {STEP_MULTIPLIER} for its baseline"
             )
         step_multiplier = MULO_STEP_MULTIPLIER if decays == "mulo" else STEP_MULTIPLIER
     theta = {**(own or _chosen(decays)), "network": network}
-    return ImportedWeights("small_fc", {"hidden": hidden, "step_multiplier": step_multiplier, "exp_multiplier": 1e-3}, theta)
+    return ImportedWeights(
+        "small_fc", {"hidden": hidden, "step_multiplier": step_multiplier, "exp_multiplier": 1e-3}, theta
+    )
 
 
 def _network_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
@@ -65,12 +71,12 @@ def _network_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
 
 def _from_haiku(arrays: Arrays) -> Arrays:
     shapes = {HAIKU + name: shape for name, shape in _network_shapes(size(arrays, HAIKU + "b0", 0)).items()}
-    check(arrays, shapes | (SHAPES if any(path in DECAYS for path in arrays) else {}))
+    check(arrays, shapes | (DECAY_SHAPES if any(path in DECAYS for path in arrays) else {}))
     return {path.removeprefix(HAIKU): arrays[path] for path in shapes}
 
 
 def _from_pylo(arrays: Arrays) -> Arrays:
-    """torch keeps the matrix of a layer as (out, in)."""
+    """The network under our names; PyTorch stores the matrix of a layer as (out, in)."""
     ours = _network_shapes(size(arrays, "network.input.bias", 0))
     theirs = {f"network.{name}.weight": ours[f"w{i}"][::-1] for name, i in PYLO.items()}
     check(arrays, theirs | {f"network.{name}.bias": ours[f"b{i}"] for name, i in PYLO.items()})

@@ -1,4 +1,4 @@
-"""VeLO: HyperV2 of google/learned_optimization, or the same out of PyLO.
+"""VeLO, as saved by HyperV2 of google/learned_optimization or by PyLO.
 
 Source: Metz et al., "VeLO: training versatile learned optimizers by scaling up",
 arXiv:2211.09760; research/general_lopt/hyper_v2.py.
@@ -12,9 +12,9 @@ from metaopt.importers import files, gin_file, haiku, velo_pylo
 from metaopt.importers.arrays import Arrays, check, size
 from metaopt.importers.imported import ImportedWeights
 
-NUM_INPUTS = 30  # of the recurrent part, for each tensor
+NUM_INPUTS = 30  # inputs of the LSTM for each tensor
 FLAGS = {"bugged_loss_features": "use_bugged_loss_features", "bugged_lstm_state": "use_bugged_next_lstm_state"}
-# What HyperV2 does where its config.gin is silent, and the only thing that our velo does.
+# Defaults of HyperV2 that our velo has no setting for: a config.gin may not set another value.
 FIXED = {
     "ff_hidden_size": 4,
     "ff_hidden_layers": 2,
@@ -29,7 +29,7 @@ FIXED = {
     "constant_loss": False,
     "clip_param_scale_amount": None,
 }
-# The rest it has under another name.
+# Defaults of HyperV2 that our velo has a setting for, see OURS.
 DEFAULTS = {
     "use_bugged_loss_features": True,
     "use_bugged_next_lstm_state": False,
@@ -37,12 +37,14 @@ DEFAULTS = {
     "exp_mult": 1e-3,
     "step_mult": 1e-3,
 }
+# Our name of each setting -> HyperV2's.
 OURS = FLAGS | {"relative": "param_scale_mult", "exp_multiplier": "exp_mult", "step_multiplier": "step_mult"}
 
 
 def recognizes(arrays: Arrays) -> bool:
-    ours = any(path.startswith((haiku.SCHEDULER, "lstm_init_state/")) for path in arrays)
-    return ours or velo_pylo.is_recurrent(arrays) or velo_pylo.is_bank(arrays)
+    """Whether there is a recurrent network under its haiku names, or either of PyLO's two files."""
+    is_haiku = any(path.startswith((haiku.SCHEDULER, "lstm_init_state/")) for path in arrays)
+    return is_haiku or velo_pylo.is_recurrent(arrays) or velo_pylo.is_bank(arrays)
 
 
 def convert(
@@ -54,41 +56,44 @@ def convert(
     gin: str | Path | None = None,
     mlp: str | Path | None = None,
 ) -> ImportedWeights:
-    """Theta of the family velo.
+    """Converts to theta of the family velo.
 
     Args:
-      arrays: of a file.
-      bugged_loss_features: whether it was trained with HyperV2's use_bugged_loss_features.
-      bugged_lstm_state: and with use_bugged_next_lstm_state.
-      relative: false for muVeLO, whose file looks the same; not given, true.
-      gin: the config.gin that released files have beside them, in the place of both.
-      mlp: the other file of PyLO, VeLO_MLP, where this one is VeLO_RNN.
+      arrays: entries of the file.
+      bugged_loss_features: whether it was meta-trained with HyperV2's use_bugged_loss_features.
+      bugged_lstm_state: whether it was meta-trained with use_bugged_next_lstm_state.
+      relative: False for muVeLO, whose file looks the same; None for True.
+      gin: path of the config.gin that is released with a file, instead of these three.
+      mlp: path of PyLO's VeLO_MLP, if the file is VeLO_RNN.
+
+    Raises:
+      UserError: if an option must be given or left out, or an entry does not fit.
     """
-    arrays = _whole(arrays, mlp)
+    arrays = _with_bank(arrays, mlp)
     hidden = size(arrays, "rnn_params/step_size/w", 0)
     bank = size(arrays, "rnn_params/rnn_to_controls/b", 0)
     shapes = haiku.scheduler_shapes(NUM_INPUTS, hidden) | haiku.dense_shapes({"rnn_to_controls": (hidden, bank)})
     check(arrays, shapes | haiku.network_shapes((bank,), FIXED["ff_hidden_size"]))
     config = {"hidden": hidden, "bank": bank}
     if gin is not None:
-        config |= _written(gin, {"lstm_hidden_size": hidden, "param_inits": bank})
+        config |= _settings_from_gin(gin, {"lstm_hidden_size": hidden, "param_inits": bank})
     given = {"bugged_loss_features": bugged_loss_features, "bugged_lstm_state": bugged_lstm_state, "relative": relative}
     config |= {flag: value for flag, value in given.items() if value is not None}
     for ours, theirs in FLAGS.items():
         if ours not in config:
             raise UserError(
-                f"nothing in it tells if VeLO was trained with {theirs}, and the other choice is another optimizer: "
+                f"it does not say whether VeLO was trained with {theirs}, and a wrong choice makes another optimizer: "
                 f"pass the option {ours} (false for the released VeLO, true for its oldest snapshots), or gin"
             )
     theta = {"bank": haiku.network(arrays, 2), **haiku.scheduler(arrays)}
     return ImportedWeights("velo", config, theta | {"controls": haiku.dense(arrays, "rnn_to_controls")})
 
 
-def _whole(arrays: Arrays, mlp: str | Path | None) -> Arrays:
-    """The arrays under their haiku names, those of PyLO's other file among them."""
+def _with_bank(arrays: Arrays, mlp: str | Path | None) -> Arrays:
+    """The arrays under their haiku names, including those of PyLO's other file."""
     if not (velo_pylo.is_recurrent(arrays) or velo_pylo.is_bank(arrays)):
         if mlp is not None:
-            raise UserError("it is not of PyLO and whole: leave the option mlp out")
+            raise UserError("it holds the bank of networks too, which PyLO's does not: leave the option mlp out")
         return arrays
     if velo_pylo.is_bank(arrays) or mlp is None:
         raise UserError("PyLO keeps VeLO in two files: import VeLO_RNN and pass VeLO_MLP as the option mlp")
@@ -99,12 +104,12 @@ def _whole(arrays: Arrays, mlp: str | Path | None) -> Arrays:
         raise UserError(f"of {mlp}, {error}") from error
 
 
-def _written(path: str | Path, sizes: dict[str, int]) -> dict[str, Any]:
-    """Settings of HyperV2 as a config.gin has them, under our names."""
+def _settings_from_gin(path: str | Path, sizes: dict[str, int]) -> dict[str, Any]:
+    """The settings of HyperV2 in a config.gin, under our names; ``sizes`` are those of the weights."""
     settings = gin_file.read(path, "HyperV2")
     for name, value in settings.items():
         if name in sizes and value != sizes[name]:
-            raise UserError(f"{path} is of other weights: {name} is {value} there and {sizes[name]} here")
+            raise UserError(f"{path} belongs to other weights: {name} is {value} there and {sizes[name]} here")
         if name not in {**FIXED, **DEFAULTS, **sizes} or (name in FIXED and value != FIXED[name]):
             raise UserError(f"{path} sets {name} = {value}, which velo does not do")
     chosen = {**DEFAULTS, **settings}

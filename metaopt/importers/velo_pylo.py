@@ -1,4 +1,4 @@
-"""VeLO as PyLO keeps it: in two files, the recurrent part and the bank of networks.
+"""VeLO as PyLO saves it: in two files, the recurrent network and the bank of per-parameter networks.
 
 Source: Belilovsky-Lab/pylo, pylo/models/VeLO_RNN.py and VeLO_MLP.py; Hugging Face
 Pauljanson002/VeLO_RNN and Pauljanson002/VeLO_MLP.
@@ -11,6 +11,7 @@ import numpy as np
 from metaopt.importers import haiku
 from metaopt.importers.arrays import Arrays, Shapes, check, size
 
+# PyLO's names -> haiku's.
 LAYERS = {
     "mix_layer1": "linear",
     "mix_layer2": "linear_1",
@@ -20,21 +21,23 @@ LAYERS = {
     "step_size": "step_size",
 }
 STATES = {"lstm_init_state.0": "hidden", "lstm_init_state.1": "cell"}
-# A name without its underscore holds the mixture of the last step, which is of no use.
+# Entries without the underscore hold the mixed weights of the last step and are not needed.
 WEIGHTS = {"input_weights_": "w0", "hidden_weights_.0": "w1", "output_weights_": "w2"}
 BIASES = {"input_bias_": "b0", "hidden_bias_.0": "b1", "output_bias_": "b2"}
 
 
 def is_recurrent(arrays: Arrays) -> bool:
+    """Whether these are entries of VeLO_RNN."""
     return any(path.startswith((*LAYERS, *STATES)) and "/" not in path for path in arrays)
 
 
 def is_bank(arrays: Arrays) -> bool:
+    """Whether these are entries of VeLO_MLP."""
     return any(path in WEIGHTS or path in BIASES for path in arrays)
 
 
 def recurrent(arrays: Arrays, num_inputs: int) -> Arrays:
-    """The recurrent part under its haiku names; torch keeps a matrix as (out, in)."""
+    """The recurrent network under its haiku names; PyTorch stores a matrix as (out, in)."""
     hidden, bank = size(arrays, "step_size.weight", 1), size(arrays, "rnn_to_controls.bias", 0)
     layers = dict.fromkeys(("mix_layer1", "mix_layer2", "final_mix_layer"), (hidden, num_inputs))
     layers |= {"lstm.linear": (4 * hidden, 2 * hidden), "rnn_to_controls": (bank, hidden), "step_size": (1, hidden)}
@@ -47,7 +50,7 @@ def recurrent(arrays: Arrays, num_inputs: int) -> Arrays:
 
 
 def bank(arrays: Arrays, hidden: int) -> Arrays:
-    """The bank under its haiku names, the first matrix cut into its groups."""
+    """The bank under its haiku names, its first matrix split into the groups of ``haiku.GROUPS``."""
     sizes = (sum(haiku.GROUPS), hidden, hidden, haiku.NUM_OUTPUTS)
     num = size(arrays, "output_bias_", 0)
     shapes: Shapes = {name: (num, sizes[i + 1], sizes[i]) for i, name in enumerate(WEIGHTS)}

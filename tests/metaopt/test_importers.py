@@ -171,7 +171,7 @@ run_train.lopt = @HyperV2()
     silent = text.replace("HyperV2.use_bugged", "other.use_bugged")
     assert read(silent).config["bugged_loss_features"] is True  # the default of the class
     for change, message in [
-        (("= 16", "= 512"), "of other weights: lstm_hidden_size is 512 there and 16 here"),
+        (("= 16", "= 512"), "to other weights: lstm_hidden_size is 512 there and 16 here"),
         (("# written", "HyperV2.mix_layers = False #"), "sets mix_layers = False, which velo does not do"),
         (("= 16", "= open('x')"), "HyperV2.lstm_hidden_size is not a number"),
     ]:

@@ -1,7 +1,9 @@
-"""Meta-training that begins from trained weights, whole or in part."""
+"""Meta-training that starts from the weights of a checkpoint, all of them or chosen entries."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+import jax
 
 from meta_train.recipe import Family
 from metaopt import checkpoint, families
@@ -11,20 +13,23 @@ from metaopt.errors import UserError, unknown
 
 
 class Source(NamedTuple):
-    """What the checkpoint in ``start`` implies: its family and settings."""
+    """Family and settings of the checkpoint in ``Family.start``."""
 
     family: Any  # name, reference or object
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # settings in its manifest
 
 
 def source(family: Family) -> Source:
-    """Family and settings of the checkpoint that is begun from.
+    """Family and settings of the checkpoint that meta-training starts from.
 
-    What a recipe gives besides has to be the same, as values: settings that are left out have their
-    defaults.
+    A family or settings that the recipe gives as well have to be equal to those of the checkpoint;
+    settings that the manifest does not contain have their defaults.
+
+    Args:
+      family: section of the recipe with ``start``.
 
     Raises:
-      UserError: if there is no such checkpoint, it is of another family or has other settings, or its
+      UserError: if there is no such checkpoint, it has another family or other settings, or its
         family is not one of metaopt's and the recipe does not name it.
     """
     manifest = checkpoint.read_manifest(family.start)
@@ -50,17 +55,17 @@ def source(family: Family) -> Source:
 
 
 def learned(family: Family) -> Learned:
-    """The learned algorithm that begins at ``family.start``.
+    """The learned algorithm, with the weights of the checkpoint ``family.start`` as initial theta.
 
     Raises:
-      UserError: as ``source``, or if the checkpoint is damaged or has no entry of ``family.only``.
+      UserError: as ``source``, or if the checkpoint is damaged or lacks an entry of ``family.only``.
     """
     found = read(family)
     return begin_from(found.learned, found.theta, family.only.split(",") if family.only else ())
 
 
 def read(family: Family) -> Checkpoint:
-    """The checkpoint that is begun from. Raises UserError as ``source``, or if it is damaged."""
+    """The checkpoint that meta-training starts from. Raises UserError as ``source``, or if it is damaged."""
     return checkpoint.read(family.start, family=source(family).family)
 
 
@@ -68,10 +73,13 @@ def begin_from(learned: Learned, theta: Theta, only: Sequence[str] = ()) -> Lear
     """The same algorithm, whose meta-parameters start at ``theta``.
 
     Args:
-      learned: what ``theta`` belongs to.
-      theta: with ``only``, a dict.
-      only: entries that are meta-parameters, the others are constants; empty means
-        all. The fewer there are, the less noise evolution strategies make.
+      learned: algorithm that ``theta`` belongs to.
+      theta: trained meta-parameters, which have to be a dict if ``only`` is given.
+      only: names of the entries that are meta-trained, while the others are constants; empty
+        means all entries. The fewer entries, the smaller the variance of evolution strategies.
+
+    Raises:
+      UserError: if ``only`` is given and theta is not a dict, or has no such entry.
     """
     if not only:
         return learned._replace(init=lambda key: theta)
@@ -81,7 +89,7 @@ def begin_from(learned: Learned, theta: Theta, only: Sequence[str] = ()) -> Lear
         if name not in theta:
             raise unknown("entry of theta", name, theta)
 
-    def bind(chosen: Theta, num_steps=None, **others: Any) -> Algorithm:
-        return learned.bind({**theta, **chosen}, num_steps=num_steps, **others)
+    def bind(trained: Theta, num_steps: jax.Array | int | None = None, **others: Any) -> Algorithm:
+        return learned.bind({**theta, **trained}, num_steps=num_steps, **others)
 
     return learned._replace(init=lambda key: {name: theta[name] for name in only}, bind=bind)

@@ -1,4 +1,4 @@
-"""What ``metaopt submit`` does: checks the work, then hands it to SLURM with a script of ``slurm/``."""
+"""``metaopt submit``: checks the request, then submits it to SLURM with a script of ``slurm/``."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ from meta_train.run import directory, mirrors
 from metaopt import references
 from metaopt.errors import UserError
 
-PYTHON = "METAOPT_PYTHON"  # tells the scripts which Python has metaopt
+PYTHON = "METAOPT_PYTHON"  # environment variable that names the Python with metaopt to the scripts
 
 
 class Job(NamedTuple):
@@ -24,27 +24,38 @@ class Job(NamedTuple):
     script: str
     arguments: list[str]
     name: str
-    log: Path  # with %j and the like, as sbatch fills them in
-    array: str = ""  # indices, e.g. 0-11%4
-    former: bool = False  # begins when the job before it has ended, however it did
+    log: Path  # path of the log, in which sbatch replaces %j and other patterns
+    array: str = ""  # indices of a job array, e.g. 0-11%4
+    after_previous: bool = False  # whether it starts when the previous job has ended, successfully or not
 
-    def command(self, options: list[str], former: str) -> list[str]:
-        """The words of sbatch; ``options`` are the user's and win."""
+    def command(self, options: list[str], previous_job: str) -> list[str]:
+        """The sbatch command.
+
+        Args:
+          options: sbatch options of the user, which override the others.
+          previous_job: id of the job that was submitted before.
+        """
         words = ["sbatch", "--parsable", f"--job-name={self.name}", f"--output={self.log}"]
         words += [f"--array={self.array}"] if self.array else []
-        words += [f"--dependency=afterany:{former}"] if self.former else []
+        words += [f"--dependency=afterany:{previous_job}"] if self.after_previous else []
         return [*words, *options, str(scripts() / self.script), *self.arguments]
 
 
 def scripts() -> Path:
-    """The folder of the batch scripts: in the wheel, or in the tree."""
+    """The folder of the batch scripts, in an installed package or in the source tree."""
     package = Path(__file__).parents[1]
     installed = package / "slurm"
     return installed if installed.is_dir() else package.parent / "slurm"
 
 
 def train(name: str, words: list[str], folder: Path, mirror: str | None = None) -> list[Job]:
-    """The job that begins a run, or goes on with it.
+    """The job that starts a run, or resumes it if it exists.
+
+    Args:
+      name: name of a recipe, or reference to one.
+      words: changes to the recipe, ``name=value``.
+      folder: run directory.
+      mirror: name of a mirror for the metrics, e.g. "wandb".
 
     Raises:
       UserError: for an unknown recipe or setting, a folder that holds something else, or
@@ -61,7 +72,7 @@ def train(name: str, words: list[str], folder: Path, mirror: str | None = None) 
 
 
 def resume(folder: Path) -> list[Job]:
-    """The job that goes on with a run. Raises UserError if there is none."""
+    """The job that resumes the run in ``folder``. Raises UserError if there is none."""
     directory.read_recipe(folder)
     return [_meta_train(folder, [])]
 
@@ -70,9 +81,9 @@ def sweep_array(runs: list[sweep.Run], folder: Path, at_once: int | None) -> lis
     """The job array of a sweep.
 
     Args:
-      runs: of ``sweep.plan``.
-      folder: where its table is.
-      at_once: how many run at the same time, where that is limited.
+      runs: result of ``sweep.plan``.
+      folder: folder of the sweep, which holds its table.
+      at_once: largest number of jobs at the same time; None is no limit.
 
     Raises:
       UserError: for any run that ``train`` would refuse.
@@ -84,7 +95,12 @@ def sweep_array(runs: list[sweep.Run], folder: Path, at_once: int | None) -> lis
 
 
 def evaluation(request: evaluate.Request, out: Path, at_once: int | None) -> list[Job]:
-    """The job array that computes the shards of an evaluation, and the job that joins them.
+    """The job array that computes the shards of an evaluation, and the job that merges them.
+
+    Args:
+      request: evaluation that is asked for.
+      out: folder of the evaluation.
+      at_once: largest number of jobs at the same time; None is no limit.
 
     Raises:
       UserError: for an unknown checkpoint, suite, task or baseline.
@@ -92,7 +108,7 @@ def evaluation(request: evaluate.Request, out: Path, at_once: int | None) -> lis
     words, indices = [*request.options(), "--out", str(out)], _indices(len(evaluate.shards(request)), at_once)
     return [
         Job("evaluate_array.sbatch", words, out.name, _log(out / "logs", "%A_%a"), indices),
-        Job("merge.sbatch", [str(out)], out.name, _log(out / "logs", "merge_%j"), former=True),
+        Job("merge.sbatch", [str(out)], out.name, _log(out / "logs", "merge_%j"), after_previous=True),
     ]
 
 
@@ -100,41 +116,41 @@ def send(jobs: list[Job], options: list[str], dry_run: bool) -> None:
     """Prints the sbatch commands and, unless ``dry_run``, runs them.
 
     Args:
-      jobs: in their order; one may wait for the one before it.
-      options: of sbatch, from the user, for each job.
-      dry_run: prints only.
+      jobs: jobs in the order in which they are submitted.
+      options: sbatch options of the user, for all jobs.
+      dry_run: only print the commands.
 
     Raises:
-      UserError: if there is no sbatch, or it refuses.
+      UserError: if sbatch is not installed, or rejects a job.
     """
     for option in options:
         if option.startswith(("-a", "--arr")):
-            raise UserError(f"{option}: the indices follow from the work; limit how many run at once with --at-once")
+            raise UserError(f"{option}: metaopt sets the array indices; limit how many run at once with --at-once")
     if not dry_run and shutil.which("sbatch") is None:
         raise UserError("sbatch is not on the PATH: submit from a login node of the cluster, or look with --dry-run")
-    former = "JOB"
+    job_id = "JOB"
     for job in jobs:
-        command = job.command(options, former)
+        command = job.command(options, job_id)
         print(f"{PYTHON}={shlex.quote(sys.executable)} {shlex.join(command)}")
         if not dry_run:
-            former = _run(command, job.log.parent)
-            print(f"submitted job {former}")
+            job_id = _run(command, job.log.parent)
+            print(f"submitted job {job_id}")
 
 
 def _check(name: str, words: list[str], folder: Path) -> None:
-    """Refuses now what the trainer would refuse when its turn has come."""
+    """Raises the UserErrors that the trainer would raise when the job starts."""
     recipe = settings.override(recipes.find(name), words)
-    program.build_learned(recipe)  # reads the checkpoint of start=
+    program.build_learned(recipe)  # reads the checkpoint in start=
     if (folder / directory.CONFIG).exists():
         if directory.read_config(folder)["recipe"] != settings.to_json(recipe):
-            remedy = f"choose another folder, or go on with it: metaopt submit train --resume {folder}"
+            remedy = f"choose another folder, or resume that run: metaopt submit train --resume {folder}"
             raise UserError(f"{folder} is a run of another recipe: {remedy}")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"run directory {folder} is not empty: choose another")
 
 
 def _meta_train(folder: Path, words: list[str]) -> Job:
-    # The log lies beside the run directory: that one must be new, or a run.
+    # The log is next to the run directory, not in it, because a new run directory has to be empty.
     return Job("meta_train.sbatch", [str(folder), *words], folder.name, _log(folder.parent, f"{folder.name}.%j"))
 
 
@@ -150,10 +166,10 @@ def _indices(count: int, at_once: int | None) -> str:
 
 def _run(command: list[str], logs: Path) -> str:
     try:
-        logs.mkdir(parents=True, exist_ok=True)  # SLURM would not, and the job would fail without a word
+        logs.mkdir(parents=True, exist_ok=True)  # SLURM does not create it, and the job would fail without a message
     except OSError as error:
         raise UserError(f"cannot make {logs}: {error.strerror}") from error
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, PYTHON: sys.executable})
     if done.returncode:
         raise UserError(f"sbatch refused: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
-    return done.stdout.strip().partition(";")[0]  # a cluster's name may follow
+    return done.stdout.strip().partition(";")[0]  # the name of the cluster may follow

@@ -1,4 +1,4 @@
-"""A sweep: recipes x overrides, a run directory for each, and the table that a job array reads by index."""
+"""A sweep: recipes x settings, a run directory for each, and the table that a job array reads by index."""
 
 import itertools
 import re
@@ -9,31 +9,32 @@ from meta_train import recipes, settings
 from metaopt import references
 from metaopt.errors import UserError
 
-TABLE = "sweep.tsv"  # in the folder of a sweep
+TABLE = "sweep.tsv"  # name of the table in the folder of a sweep
 
 
 class Run(NamedTuple):
-    """One combination. Its line of the table has these, between tabs."""
+    """One run of a sweep: a recipe with one combination of settings."""
 
-    folder: Path
-    recipe: str
-    settings: tuple[str, ...]  # name=value
+    folder: Path  # run directory
+    recipe: str  # name of the recipe, or reference to it
+    settings: tuple[str, ...]  # changes to the recipe, name=value
 
     def line(self) -> str:
+        """The line of the run in the table: the fields, separated by tabs."""
         return "\t".join([str(self.folder), self.recipe, *self.settings])
 
 
 def plan(words: list[str], folder: Path) -> list[Run]:
-    """Every recipe with every combination of the values, in the order in which they were typed.
+    """The runs of every recipe with every combination of settings, in the order of ``words``.
 
     Args:
       words: recipes, and settings as ``name=value,value,...``. Commas inside brackets or
         quotes belong to the value.
-      folder: folder of the sweep. The run directories in it are named by their recipe and by the
+      folder: folder of the sweep. The run directories in it are named after their recipe and the
         settings that have several values.
 
     Raises:
-      UserError: for a combination that is no recipe, or is there twice.
+      UserError: if there is no recipe, a combination is not valid, or two runs are the same.
     """
     names, grid = [word for word in words if "=" not in word], _grid([word for word in words if "=" in word])
     if not names:
@@ -43,19 +44,23 @@ def plan(words: list[str], folder: Path) -> list[Run]:
     for name, *values in itertools.product(names, *grid.values()):
         pairs = [f"{setting}={value}" for setting, value in zip(grid, values, strict=True)]
         varied = [_shown(pair) for pair, candidates in zip(pairs, grid.values(), strict=True) if len(candidates) > 1]
-        own = folder / _readable(",".join([recipes.label(name), *varied]))
-        run = Run(own, references.absolute(name), tuple(map(settings.absolute, pairs)))
-        # What is the same run or the same folder, however it was typed, e.g. 0.1 and 1e-1.
-        for same in (f"{name} {settings.override(recipes.find(name), pairs)}", str(run.folder)):
-            if same in seen:
-                raise UserError(f"the sweep has one run twice: {_typed(seen[same])} and {_typed(run)}")
-            seen[same] = run
+        run_dir = folder / _readable(",".join([recipes.label(name), *varied]))
+        run = Run(run_dir, references.absolute(name), tuple(map(settings.absolute, pairs)))
+        # Two runs are the same if their settings have the same values, e.g. 0.1 and 1e-1, or if their folders collide.
+        for identity in (f"{name} {settings.override(recipes.find(name), pairs)}", str(run.folder)):
+            if identity in seen:
+                raise UserError(f"the sweep has one run twice: {_typed(seen[identity])} and {_typed(run)}")
+            seen[identity] = run
         runs.append(run)
     return runs
 
 
 def write(runs: list[Run], folder: Path) -> Path:
-    """Writes the table, unless it is there already.
+    """Writes the table and returns its path; an identical table may exist.
+
+    Args:
+      runs: result of ``plan``.
+      folder: folder of the sweep.
 
     Raises:
       UserError: if the folder has the table of another sweep, or cannot be written.
@@ -63,7 +68,7 @@ def write(runs: list[Run], folder: Path) -> Path:
     table = folder / TABLE
     text = "".join(run.line() + "\n" for run in runs)
     if table.exists() and table.read_text() != text:
-        raise UserError(f"{table} is of another sweep: choose another folder, or repeat the words of that one")
+        raise UserError(f"{table} is of another sweep: choose another folder, or give the arguments of that sweep")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         table.write_text(text)
@@ -102,7 +107,7 @@ def _values(text: str) -> list[str]:
 
 
 def _shown(pair: str) -> str:
-    """A setting as it appears in the name of a folder: a reference by its last part."""
+    """A setting as it appears in the name of a folder, with the label of a reference in place of its path."""
     name, _, value = pair.partition("=")
     return f"{name}={recipes.label(value)}" if settings.is_name(name) and references.is_reference(value) else pair
 

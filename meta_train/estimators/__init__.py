@@ -32,14 +32,29 @@ ESTIMATORS = {
 }
 
 
-def build(name: Any, problem: InnerProblem, config: Sampling, mesh: Mesh, **options) -> Estimator:
-    """The estimator that is meant, see ``find``, with the options of its constructor."""
+def build(name: Any, problem: InnerProblem, config: Sampling, mesh: Mesh, **options: Any) -> Estimator:
+    """Builds an estimator, e.g. ``build("gpes", problem, config, mesh, windows_per_draw=4)``.
+
+    Args:
+      name: name in ESTIMATORS, reference to a constructor, or the constructor itself.
+      problem: inner problem that the meta-gradient is taken through.
+      config: settings that all estimators share.
+      mesh: devices that the samples are sharded over.
+      options: keyword arguments of the constructor.
+
+    Raises:
+      UserError: for an unknown estimator or option, or an option of the wrong type.
+    """
     check(name, options)
     return find(name)(problem, config, mesh, **options)
 
 
 def find(name: Any) -> Callable[..., Any]:
-    """The constructor of a name, of a reference, or itself."""
+    """The constructor that a name or a reference stands for; a constructor stands for itself.
+
+    Raises:
+      UserError: for an unknown name, or if what is found is not callable.
+    """
     if isinstance(name, str) and name in ESTIMATORS:
         return ESTIMATORS[name]
     if isinstance(name, str) and not references.is_reference(name):
@@ -54,7 +69,7 @@ def find(name: Any) -> Callable[..., Any]:
 
 
 def check(name: Any, options: dict[str, Any]) -> None:
-    """Raises UserError for an unknown estimator, or an option it does not have or not of this type."""
+    """Raises UserError for an unknown estimator, an unknown option of it, or an option of the wrong type."""
     known = list(inspect.signature(find(name)).parameters.values())[3:]
     defaults = {parameter.name: parameter.default for parameter in known}
     for option, value in options.items():
@@ -65,5 +80,5 @@ def check(name: Any, options: dict[str, Any]) -> None:
 
 
 def label(name: Any) -> str:
-    """How messages call an estimator."""
+    """The name of an estimator in messages."""
     return name if isinstance(name, str) else getattr(name, "__name__", type(name).__name__)

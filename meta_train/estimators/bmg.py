@@ -1,4 +1,4 @@
-"""Bootstrapped meta-gradients: a learner that runs ahead is the target of the one behind."""
+"""Bootstrapped meta-gradients: the target of a learner is where further steps would take it."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,9 @@ import optax
 from jax.sharding import Mesh
 
 from meta_train.estimators import backprop, samples, window
-from meta_train.estimators.samples import Samples, Sampling
-from metaopt.core import Episode, Estimator, InnerProblem, Learner, Params, Theta
+from meta_train.estimators.samples import Measured, Samples, Sampling
+from meta_train.estimators.window import WindowResult
+from metaopt.core import Episode, Estimator, InnerProblem, Key, Learner, Params, Theta
 from metaopt.errors import UserError, unknown
 
 
@@ -19,10 +20,10 @@ def bmg(
     target_rate: float = 0.1,
     matching: str = "parameters",
 ) -> Estimator:
-    """Bootstrapped meta-gradients: the distance to where training leads is differentiated.
+    """Bootstrapped meta-gradients: the gradient of the distance to a target further along in training.
 
-    With x(theta) the parameters after a window, y those ``ahead`` further steps of the
-    optimizer later, and f the inner objective,
+    With x(theta) the parameters after a window, y the parameters ``ahead`` further steps of
+    the optimizer later, and f the inner objective,
 
         target = y - target_rate * grad f(y)          held constant
         g = mean_i  grad_theta mu(target, x(theta)) / target_rate
@@ -30,17 +31,20 @@ def bmg(
         mu     parameters   1/2 |target - x|^2
                kl           mean over a batch of KL(outputs at target || outputs at x)
 
-    The horizon grows with ``ahead`` at the cost of plain steps, without their memory.
+    ``ahead`` lengthens the horizon at the cost of forward steps, without storing their states.
     With ahead = 0 and matching parameters, g is the gradient of f after the window. The
-    episode goes on from x. The losses of the steps are only reported.
+    episode continues from x. The losses of the steps are reported, but not differentiated.
 
     Args:
-      ahead: steps of the optimizer before the target's own step.
-      target_rate: of that gradient step.
-      matching: "parameters" or "kl".
+      problem: inner problem with a ``learner``.
+      config: settings that all estimators share.
+      mesh: devices that the samples are sharded over.
+      ahead: steps of the optimizer before the gradient step of the target.
+      target_rate: learning rate of the gradient step of the target.
+      matching: distance to the target, "parameters" or "kl".
 
     Raises:
-      UserError: if ``problem`` has no parameters, or no outputs to match.
+      UserError: if ``problem`` has no learner, or its learner no outputs for "kl".
 
     Source: Flennerhag et al., arXiv:2109.04504.
     """
@@ -58,30 +62,34 @@ def bmg(
     windows = window.build(problem, config.window)
 
     def target_of(theta: Theta, episode: Episode) -> tuple[Episode, Params]:
-        """The target, and the episode whose step names the batches it was made with."""
+        """The target, and the episode after ``ahead`` steps, which determines the batch of the target."""
+
+        def step(episode: Episode, _: None) -> tuple[Episode, None]:
+            return problem.step(theta, episode)[0], None
+
         if ahead:
-            episode, _ = jax.lax.scan(lambda e, _: (problem.step(theta, e)[0], None), episode, length=ahead)
+            episode, _ = jax.lax.scan(step, episode, length=ahead)
         params = learner.params(episode)
         grads = jax.grad(learner.loss, argnums=1)(episode, params)
         return episode, jax.tree.map(lambda p, g: p - target_rate * g, params, grads)
 
-    def loss_of(theta: Theta, sample: Samples, outer_step):
+    def loss_of(theta: Theta, sample: Samples, outer_step: jax.Array) -> tuple[jax.Array, tuple[Episode, WindowResult]]:
         fresh = windows.reset(theta, samples.subkey(sample, "episode"), outer_step)
         episode = samples.begin(sample, fresh, config)
-        ended, ran = windows.run(theta, episode)
+        ended, result = windows.run(theta, episode)
         last, target = jax.lax.stop_gradient(target_of(jax.lax.stop_gradient(theta), jax.lax.stop_gradient(ended)))
-        return distance(learner, last, target, learner.params(ended)) / target_rate, (ended, ran)
+        return distance(learner, last, target, learner.params(ended)) / target_rate, (ended, result)
 
-    def estimate_one(theta: Theta, sample: Samples, outer_step):
+    def estimate_one(theta: Theta, sample: Samples, outer_step: jax.Array) -> tuple[Measured, Samples]:
         sample = sample._replace(draw=sample.draw + sample.done)
         theta = backprop.perturbed(theta, sample, config.sigma)
-        (apart, (ended, ran)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, sample, outer_step)
+        (loss, (ended, result)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, sample, outer_step)
         dead = samples.is_dead(ended)
-        measured = backprop.measure(grad, ran.loss, dead, ran.capped, config.window + ahead, config.sample_clip)
-        measured = measured._replace(metrics=measured.metrics | {"matching": apart})
+        measured = backprop.measure(grad, result.loss, dead, result.capped, config.window + ahead, config.sample_clip)
+        measured = measured._replace(metrics=measured.metrics | {"matching": loss})
         return measured, samples.finish(sample, ended, dead)
 
-    def init(theta, key):
+    def init(theta: Theta, key: Key) -> Samples:
         return samples.init(config, key, lambda sample: windows.reset(theta, samples.subkey(sample, "episode"), 0))
 
     return Estimator(init, samples.over_mesh(estimate_one, config, mesh))
@@ -93,9 +101,9 @@ def _parameters(learner: Learner, episode: Episode, target: Params, params: Para
 
 
 def _kl(learner: Learner, episode: Episode, target: Params, params: Params) -> jax.Array:
-    assert learner.outputs is not None  # refused above
-    ours, theirs = (jax.nn.log_softmax(learner.outputs(episode, p)) for p in (params, target))
-    return jnp.mean(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1))
+    assert learner.outputs is not None  # bmg refuses other learners
+    log_p, log_target = (jax.nn.log_softmax(learner.outputs(episode, p)) for p in (params, target))
+    return jnp.mean(jnp.sum(jnp.exp(log_target) * (log_target - log_p), axis=-1))
 
 
 MATCHINGS = {"parameters": _parameters, "kl": _kl}

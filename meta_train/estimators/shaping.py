@@ -1,4 +1,4 @@
-"""From the losses of a population to the factors of its perturbations.
+"""Fitness shaping: from the losses of a population to the factors of its perturbations.
 
 Evolution strategies estimate g = mean_i c_i w_i over samples i with weights w_i. For
 antithetic pairs c = (f+ - f-) / (2 sigma^2), with a single member f / sigma^2, where f
@@ -22,14 +22,18 @@ import jax.numpy as jnp
 from meta_train.parallel.devices import SAMPLE_AXIS
 from metaopt.errors import unknown
 
-Shaping = Callable[[jax.Array, jax.Array], jax.Array]
+Shaping = Callable[[jax.Array, jax.Array], jax.Array]  # (losses, valid) -> factors, see build
 
 
 def build(name: str, sigma: float) -> Shaping:
     """Returns ``(losses (num, members), valid (num,)) -> (num,)`` factors c.
 
-    It runs where each device holds ``num`` samples; ranks and standard deviations look
-    at all of them, which is one exchange of scalars more.
+    It is called on every device with the ``num`` samples there. Ranks and standard
+    deviations are over the samples of all devices, which costs one exchange of scalars.
+
+    Args:
+      name: name in SHAPINGS.
+      sigma: standard deviation of the perturbations.
 
     Raises:
       UserError: for an unknown name.
@@ -38,33 +42,33 @@ def build(name: str, sigma: float) -> Shaping:
         raise unknown("shaping", name, SHAPINGS)
     shape = SHAPINGS[name]
 
-    def factors(losses, valid):
+    def factors(losses: jax.Array, valid: jax.Array) -> jax.Array:
         shaped = shape(losses, valid, sigma)
         return (shaped[:, 0] - shaped[:, 1]) / (2 * sigma**2) if losses.shape[1] == 2 else shaped[:, 0] / sigma**2
 
     return factors
 
 
-def _none(losses, valid, sigma):
+def _none(losses: jax.Array, valid: jax.Array, sigma: float) -> jax.Array:
     del valid, sigma
     return losses
 
 
-def _sign(losses, valid, sigma):
+def _sign(losses: jax.Array, valid: jax.Array, sigma: float) -> jax.Array:
     del valid, sigma
-    # Half of it for each member, so that their difference is the sign.
+    # Half of the sign for each member of a pair, so that their difference is the sign.
     return 0.5 * jnp.sign(losses - losses[:, ::-1]) if losses.shape[1] == 2 else jnp.sign(losses)
 
 
-def _rank(losses, valid, sigma):
+def _rank(losses: jax.Array, valid: jax.Array, sigma: float) -> jax.Array:
     del sigma
-    everyone = jax.lax.all_gather(jnp.where(valid[:, None], losses, jnp.inf), SAMPLE_AXIS, tiled=True).ravel()
-    below = jnp.sum(everyone[:, None, None] < losses, axis=0)
-    equal = jnp.sum(everyone[:, None, None] == losses, axis=0)
-    return (below + 0.5 * (equal - 1)) / (everyone.size - 1) - 0.5
+    all_losses = jax.lax.all_gather(jnp.where(valid[:, None], losses, jnp.inf), SAMPLE_AXIS, tiled=True).ravel()
+    below = jnp.sum(all_losses[:, None, None] < losses, axis=0)
+    equal = jnp.sum(all_losses[:, None, None] == losses, axis=0)
+    return (below + 0.5 * (equal - 1)) / (all_losses.size - 1) - 0.5
 
 
-def _normalized(losses, valid, sigma):
+def _normalized(losses: jax.Array, valid: jax.Array, sigma: float) -> jax.Array:
     kept = jnp.where(valid[:, None], losses, 0.0)
     num = losses.shape[1] * jnp.maximum(jax.lax.psum(jnp.sum(valid), SAMPLE_AXIS), 1)
     mean = jax.lax.psum(jnp.sum(kept), SAMPLE_AXIS) / num

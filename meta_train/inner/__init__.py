@@ -1,1 +1,1 @@
-"""Inner problems: what a meta-gradient is taken through."""
+"""Inner problems: the training that a meta-gradient is taken through."""

@@ -1,4 +1,4 @@
-"""The inner problem of a learned algorithm on a task: episodes that begin, step and are recorded."""
+"""The inner problem of a learned algorithm on a task: reset, step and recorded loss of its episodes."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -9,27 +9,39 @@ import optax
 
 from meta_train.inner.horizon import Horizon
 from meta_train.inner.recorded import FORMS
-from metaopt.core import Algorithm, Episode, InnerProblem, Key, Learned, Learner, Params, Task, TaskParams, Theta
+from metaopt.core import (
+    Algorithm,
+    Episode,
+    InnerProblem,
+    Key,
+    Learned,
+    Learner,
+    Params,
+    PyTree,
+    Task,
+    TaskParams,
+    Theta,
+)
 from metaopt.errors import UserError, unknown
 from tasks.supervised import Supervised
 
-FINAL_BATCHES = 10  # that measure a state as it stands
+FINAL_BATCHES = 10  # number of batches that InnerProblem.final averages over
 SPLITS = ("train", "valid")
 
-# What the random numbers of a step are for.
+# Purposes of the random numbers of a step.
 STEP, RECORD, FINAL = range(3)
 
 
 @dataclasses.dataclass(frozen=True)
 class Episodes(Horizon):
-    """How long episodes are, and what is recorded of them."""
+    """Settings of the length of episodes and of their recorded losses."""
 
-    split: str = "valid"  # "train": the loss that a step returns, at no cost; another split: a quick
-    # measurement of the solution after the step, on fresh data
-    objective: str = "log"  # form of the recorded loss: log or linear (relative to the start), or raw
-    first_order: bool = False  # gradients of the inner loss are not differentiated; for optimizers
+    split: str = "valid"  # "train": the loss that a step returns, at no cost; "valid": an additional
+    # measurement of the solution after the step, on a fresh batch of that split
+    objective: str = "log"  # form of the recorded loss: log or linear (relative to the first loss), or raw
+    first_order: bool = False  # treat gradients of the inner loss as constants; for optimizers
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.objective not in FORMS:
             raise unknown("objective", self.objective, FORMS)
@@ -38,23 +50,23 @@ class Episodes(Horizon):
 
 
 class Problem(NamedTuple):
-    """``problem`` of an episode: what is solved."""
+    """``problem`` of an episode."""
 
-    task_params: TaskParams
-    first_loss: jax.Array | tuple  # () of the start; () where nothing is relative to it
+    task_params: TaskParams  # problem drawn from the task
+    first_loss: jax.Array | tuple  # () loss before the first step; an empty tuple if the recorded loss is raw
 
 
 def build(learned: Learned, task: Task, config: Episodes, window: int = 1) -> InnerProblem:
     """Solves freshly sampled problems of ``task`` with ``learned.bind(theta, horizon)``.
 
     Args:
-      learned: of a kind that the task is solved by.
-      task: whose ``step`` is one inner step.
-      config: lengths, and what is recorded; see ``meta_train.inner.recorded``.
-      window: inner steps; lengths are rounded to a multiple of it, so that episodes end where windows do.
+      learned: learned algorithm, of a kind in ``task.solved_by``.
+      task: task whose ``step`` is one inner step.
+      config: lengths of episodes, and form of the recorded loss, see ``meta_train.inner.recorded``.
+      window: truncation length in inner steps; lengths of episodes are rounded to a multiple of it.
 
     Returns:
-      An ``InnerProblem`` whose ``problem`` is a Problem and whose ``inner`` the state of the task.
+      An ``InnerProblem`` whose episodes have a Problem as ``problem`` and the state of the task as ``inner``.
 
     Raises:
       UserError: for a kind that does not solve the task, ``first_order`` where there are no gradients,
@@ -70,7 +82,7 @@ def build(learned: Learned, task: Task, config: Episodes, window: int = 1) -> In
         algorithm = learned.bind(theta, num_steps=num_steps)
         return without_second_derivatives(algorithm) if config.first_order else algorithm
 
-    def measure(task_params: TaskParams, solution, key: Key) -> jax.Array:
+    def measure(task_params: TaskParams, solution: PyTree, key: Key) -> jax.Array:
         return task.evaluate(task_params, solution, config.split, key)["loss"]
 
     def reset(theta: Theta, key: Key, outer_step: jax.Array | int) -> Episode:
@@ -109,17 +121,19 @@ def check_solved(learned: Learned, task: Task) -> None:
 
 
 def without_second_derivatives(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The same optimizer, for which gradients are constants."""
+    """The same optimizer with ``stop_gradient`` on its input gradients."""
     tx = optax.with_extra_args_support(tx)
 
-    def update(updates: Params, state: optax.OptState, params: Params | None = None, **extra):
+    def update(
+        updates: Params, state: optax.OptState, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, optax.OptState]:
         return tx.update(jax.lax.stop_gradient(updates), state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def _learner(task: Task) -> Learner | None:
-    """For estimators that compare parameters: a supervised task has them."""
+    """The learner of a supervised task, for estimators that compare parameters; None for other tasks."""
     if not isinstance(task, Supervised):
         return None
 

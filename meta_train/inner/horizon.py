@@ -1,4 +1,4 @@
-"""How long an episode is, in inner steps."""
+"""The length of an episode in inner steps."""
 
 import dataclasses
 
@@ -20,16 +20,16 @@ class Horizon:
         log_uniform   W round(a (b / a)^u / W)
         uniform       W round((a + (b - a) u) / W)
 
-    As a curriculum b grows from a, by the same factor every outer step:
+    In a curriculum the upper bound grows from a to b by the same factor in every outer step s:
     b(s) = a (b / a)^min(1, s / growth).
     """
 
-    shortest: int = 100  # inner steps; with longest inclusive but for the rounding
-    longest: int = 1000  # equal bounds make a constant length
-    distribution: str = "log_uniform"  # log_uniform or uniform
-    growth: int = 0  # outer steps until longest is reached; 0 is at once
+    shortest: int = 100  # lower bound in inner steps, inclusive before rounding
+    longest: int = 1000  # upper bound in inner steps, inclusive before rounding; equal bounds give a constant length
+    distribution: str = "log_uniform"  # distribution of lengths: log_uniform or uniform
+    growth: int = 0  # outer steps until the upper bound is longest; 0 is no curriculum
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1 <= self.shortest <= self.longest:
             raise UserError(
                 f"episodes need 1 <= shortest <= longest inner steps, got {self.shortest} and {self.longest}"
@@ -48,11 +48,11 @@ class Horizon:
             )
 
     def bound(self, window: int) -> int:
-        """The longest episode there can be after rounding, in inner steps."""
+        """The largest possible length after rounding, in inner steps."""
         return window * max(1, round(self.longest / window))
 
     def sample(self, key: Key, window: int, outer_step: jax.Array | int = 0) -> jax.Array:
-        """() int32, inner steps of an episode that begins at ``outer_step``."""
+        """Draws the () int32 length of an episode that starts at ``outer_step``."""
         longest = jnp.float32(self.longest)
         if self.growth:
             longest = self.shortest * (self.longest / self.shortest) ** jnp.minimum(1.0, outer_step / self.growth)

@@ -1,12 +1,12 @@
-"""The recorded loss: what the meta-objective is made of, in one of three forms.
+"""The recorded loss, from which the meta-objective is computed, in one of three forms.
 
-    log      log(0.01 + r),  r = loss / loss of the start, at most 2
+    log      log(0.01 + r),  r = loss / first loss, at most 2
     linear   r
-    raw      the loss as it is, also negative: a return is a negative loss
+    raw      the loss itself, which may be negative, e.g. the negative of a return
 
-The start does not depend on theta, so dividing by its loss changes no sign and makes tasks
-comparable; it asks for losses above zero. A raw loss has no largest value: a member whose loss is
-not finite is left out.
+The first loss, before any step, does not depend on theta. Dividing by it makes tasks comparable;
+it requires losses above zero. A raw loss has no upper limit: a sample whose loss is not finite
+is not valid.
 """
 
 from collections.abc import Callable
@@ -15,23 +15,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-LOG_FLOOR = 1e-2  # relative losses below this count as equal: noise of a batch near zero
-WORST = 2.0  # relative losses above this, or not finite, count as this
+LOG_FLOOR = 1e-2  # added before the logarithm: smaller relative losses are mostly noise of the batch
+WORST = 2.0  # relative losses that are larger or not finite are replaced by this
 
 
 class Form(NamedTuple):
     """One way to record a loss.
 
     Attributes:
-      record: ``(loss, first_loss) -> ()``.
-      relative: whether it looks at ``first_loss``, the loss of the start.
+      record: ``(loss, first_loss) -> ()``, the recorded loss.
+      relative: whether it depends on ``first_loss``, the loss before the first step.
     """
 
     record: Callable[[jax.Array, jax.Array], jax.Array]
     relative: bool = True
 
     def worst(self) -> float:
-        """What recorded losses above it, or not finite, count as."""
+        """The value that replaces recorded losses that are larger or not finite."""
         return float(self.record(jnp.float32(WORST), jnp.float32(1.0))) if self.relative else float("inf")
 
 

@@ -1,4 +1,4 @@
-"""What the processes of a run say to each other. A single process talks to itself, at no cost."""
+"""Communication between the processes of a run; a single process does not communicate at all."""
 
 import json
 from collections.abc import Callable
@@ -10,55 +10,57 @@ from jax.experimental import multihost_utils
 
 from metaopt.errors import UserError
 
-MESSAGE_BYTES = 4096  # every process has to know the length of what it will hear
+MESSAGE_BYTES = 4096  # fixed length of a broadcast, because all processes have to know it beforehand
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Whether this is the first process, which writes files and prints."""
     return jax.process_index() == 0
 
 
 def largest(number: int) -> int:
-    """The largest ``number`` of any process; all have to call this."""
+    """The largest ``number`` of all processes; all processes have to call this."""
     if jax.process_count() == 1:
         return number
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
-def on_first(f: Callable[[], Any]) -> Any:
-    """``f()``, done by the first process and told to all; all have to call this.
+def on_first(f: Callable[..., Any], *args: Any) -> Any:
+    """Calls ``f(*args)`` on the first process and broadcasts the result; all processes have to call this.
 
     Args:
-      f: returns what JSON can say, in less than 4 kB.
+      f: function whose result is a JSON value of less than 4 kB.
+      args: arguments of ``f``.
 
     Raises:
-      UserError: in every process, if ``f`` raised one in the first.
+      UserError: on every process, if ``f`` raised an exception on the first.
     """
     if jax.process_count() == 1:
-        return f()
+        return f(*args)
     value, error = None, None
     if is_first():
         try:
-            value = f()
-        except Exception as raised:  # of any kind: the others wait for an answer
+            value = f(*args)
+        except Exception as raised:  # any exception, because the other processes wait for the broadcast
             error = raised
-    # Cut, so that it fits even where JSON takes six bytes for a character.
-    told = _tell({"value": value, "error": str(error)[:600] if error else None})
+    # Truncated, so that the message fits even if JSON takes six bytes for each character.
+    answer = _broadcast({"value": value, "error": str(error)[:600] if error else None})
     if error:
         raise error
-    if told["error"] is not None:
-        raise UserError(told["error"])
-    return told["value"]
+    if answer["error"] is not None:
+        raise UserError(answer["error"])
+    return answer["value"]
 
 
-def is_loss(error: Exception) -> bool:
-    """Whether ``error`` says that another process is gone, whatever was being done together."""
+def is_lost_process(error: Exception) -> bool:
+    """Whether ``error`` means that another process of the run is gone."""
     return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
 
 
-def _tell(message: dict) -> dict:
+def _broadcast(message: dict[str, Any]) -> dict[str, Any]:
+    """The ``message`` of the first process, on every process."""
     text = json.dumps(message).encode()
     buffer = np.zeros(MESSAGE_BYTES, np.uint8)
     buffer[: len(text)] = np.frombuffer(text, np.uint8)
-    heard = np.asarray(multihost_utils.broadcast_one_to_all(buffer), np.uint8)
-    return json.loads(heard.tobytes().rstrip(b"\0"))
+    received = np.asarray(multihost_utils.broadcast_one_to_all(buffer), np.uint8)
+    return json.loads(received.tobytes().rstrip(b"\0"))

@@ -1,4 +1,4 @@
-"""Metrics of a run: ``metrics.jsonl`` with its mirrors, and a line on the terminal."""
+"""Metrics of a run: ``metrics.jsonl`` with its mirrors, and progress on the terminal."""
 
 import itertools
 import json
@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +15,11 @@ from metaopt.errors import UserError
 
 
 class Log:
-    """Appends one JSON line per outer step; steps only ever grow.
+    """Appends one JSON line for each outer step; the steps increase.
 
-    Opening the log of a run that goes on from step ``start`` drops the rows behind
-    it: they belong to work that was lost and will be done again. What the run directory
-    is mirrored to, see ``meta_train.mirrors``, gets every row as well.
+    Opening the log of a run that is resumed at step ``start`` deletes the rows of later steps,
+    which were not saved and will be computed again. The mirrors of the run, see
+    ``meta_train.run.mirrors``, get every row as well.
     """
 
     def __init__(self, run_dir: Path, start: int):
@@ -28,27 +29,32 @@ class Log:
         if kept != rows:
             shortened = self._path.with_suffix(".tmp")
             shortened.write_text("".join(kept))
-            shortened.replace(self._path)  # at once: a kill in between loses no row
+            shortened.replace(self._path)  # atomic: no row is lost if the process is killed here
         self._file = self._path.open("a", buffering=1)
         self._mirrors = Mirrors(run_dir, kept)
 
     def write(self, first_step: int, metrics: dict[str, np.ndarray], seconds: float) -> None:
-        """Writes a dispatch: metrics of shape (steps,), the first for ``first_step``, and how long it took.
+        """Writes the metrics of a dispatch.
+
+        Args:
+          first_step: first outer step of the dispatch.
+          metrics: name -> (steps,) values.
+          seconds: duration of the dispatch.
 
         Raises:
-          UserError: if the disk is full.
+          UserError: if the file cannot be written, e.g. because the disk is full.
         """
         rows, num_steps = [], len(next(iter(metrics.values())))
         for i in range(num_steps):
             # A value that is not finite becomes null: NaN is not JSON.
             row = {name: _number(values[i]) for name, values in metrics.items()}
-            spent = {"time": round(time.time(), 3), "seconds": _number(seconds / num_steps)}
-            rows.append({"step": first_step + i, **spent, **row})
+            times = {"time": round(time.time(), 3), "seconds": _number(seconds / num_steps)}
+            rows.append({"step": first_step + i, **times, **row})
         try:
             self._file.write("".join(json.dumps(row) + "\n" for row in rows))
         except OSError as error:
             raise UserError(
-                f"cannot write to {self._path}: {error.strerror}; mend that and continue with --resume"
+                f"cannot write to {self._path}: {error.strerror}; fix the cause, then continue with --resume"
             ) from error
         self._mirrors.write(rows)
 
@@ -58,20 +64,21 @@ class Log:
 
 
 def _step(row: str) -> float:
-    """Of a line of metrics.jsonl; infinite where the line is damaged, or half of one."""
+    """The outer step of a line of metrics.jsonl; infinity if the line is damaged or incomplete."""
     try:
         return json.loads(row)["step"] if row.endswith("\n") else math.inf
     except (ValueError, KeyError, TypeError):
         return math.inf
 
 
-def _number(value) -> float | None:
+def _number(value: Any) -> float | None:
+    """Six digits; None if the value is not finite."""
     value = float(value)
     return float(f"{value:.6g}") if np.isfinite(value) else None
 
 
 class Progress:
-    """A progress bar where the output is a terminal, a line now and then where not."""
+    """A progress bar if the output is a terminal, else a line every ``every`` seconds."""
 
     def __init__(self, total: int, start: int, every: float = 30.0):
         self._total, self._start, self._every = total, start, every
@@ -79,6 +86,7 @@ class Progress:
         self._bar = sys.stdout.isatty()
 
     def update(self, step: int, meta_loss: float, inner_steps_per_second: float) -> None:
+        """Shows the progress after outer step ``step``."""
         now = time.monotonic()
         if not self._bar and now - self._printed < self._every and step < self._total:
             return

@@ -16,42 +16,48 @@ from meta_train.run.preempt import Reason
 from meta_train.run.state import StateStore, restore, set_damaged_aside
 from metaopt.core import Theta
 
-Metrics = dict[str, np.ndarray]  # of a dispatch, (steps,) each; "step" is the outer step
+Metrics = dict[str, np.ndarray]  # metrics of a dispatch, name -> (steps,) values; "step" is the outer step
 OnMetrics = Callable[[Metrics], Any]  # called after every dispatch; a true value ends the run
 
 
 class Schedule(NamedTuple):
-    """Outer steps: of the run, of a dispatch, between two saves."""
+    """Numbers of outer steps."""
 
-    total: int
-    dispatch: int
-    save: int
+    total: int  # outer steps of the run
+    dispatch: int  # outer steps of a dispatch
+    save: int  # outer steps between two saves
 
 
 def run(
     compiled: Compiled, schedule: Schedule, run_dir: Path, on_metrics: OnMetrics | None = None
 ) -> tuple[Theta, bool]:
-    """Runs to the end, or until a signal, the time limit of the job, a callback or another process ends it.
+    """Trains until the last outer step, or until a signal, the time limit of the job or a callback ends the run.
 
-    Every process of a step calls this; the first writes and prints. Between two dispatches
-    they agree whether to go on, so that all of them save the same outer step.
+    Every process of a SLURM step calls this; the first writes and prints. Between two dispatches
+    the processes agree whether to continue, so that all of them save the same outer step.
+
+    Args:
+      compiled: compiled outer loop.
+      schedule: numbers of outer steps.
+      run_dir: run directory, which may hold saved states to continue from.
+      on_metrics: callback that gets the metrics of every dispatch; a true result ends the run.
 
     Returns:
-      Theta, on the host, and whether the end is reached. If not, the state is saved.
+      Theta on the host, and whether the last outer step is reached. If not, the state is saved.
 
     Raises:
-      UserError: if saving fails or is planned more seldom than the job has time for, if no
-        saved state is whole, or if another process has taken the run.
+      UserError: if saving fails, if the time between two saves is longer than the time limit of
+        the job, if no saved state is intact, or if another process has taken the run directory.
     """
     total, dispatch, save = schedule
     with preempt.signals() as received:
         watch = preempt.Watch(run_dir, received, min(save, total) / dispatch)
-        saved = processes.on_first(lambda: set_damaged_aside(run_dir))
+        saved = processes.on_first(set_damaged_aside, run_dir)
         state, store = compiled.init(), StateStore(run_dir)
         if saved is not None:
             state = restore(run_dir, saved, state)
         step = saved or 0
-        # Apart from the first dispatch, whose time tells how long the next will take.
+        # Compiled before the first dispatch, whose duration predicts that of the next.
         run_dispatch = compiled.dispatch.lower(state).compile()
         writer = _RunWriter(run_dir, total, step)
         try:
@@ -72,9 +78,9 @@ def run(
                     began = time.monotonic()
                     store.save(state, _meta_loss(metrics))
                     watch.saved(time.monotonic() - began)
-            watch.leave(Reason.NONE if step == total else reason)  # before closing, which may take its time
+            watch.leave(Reason.NONE if step == total else reason)  # before closing, which may take long
             if step < total:
-                writer.say(f"stopped at outer step {step}; continue with: metaopt train --resume {run_dir}")
+                writer.print_line(f"stopped at outer step {step}; continue with: metaopt train --resume {run_dir}")
         finally:
             writer.close()
             store.close()
@@ -84,10 +90,15 @@ def run(
 def run_in_memory(
     compiled: Compiled, schedule: Schedule, on_metrics: OnMetrics | None = None
 ) -> tuple[Theta, bool, Metrics]:
-    """Runs without a directory, to the end or until the callback ends it.
+    """Trains without a run directory, until the last outer step or until the callback ends the run.
+
+    Args:
+      compiled: compiled outer loop.
+      schedule: numbers of outer steps; nothing is saved.
+      on_metrics: callback that gets the metrics of every dispatch; a true result ends the run.
 
     Returns:
-      Theta, on the host, whether the end is reached, and the metrics of all outer steps.
+      Theta on the host, whether the last outer step is reached, and the metrics of all outer steps.
     """
     state, collected, step = compiled.init(), [], 0
     while step < schedule.total:
@@ -101,7 +112,7 @@ def run_in_memory(
 
 
 def _numbered(metrics: Metrics, step: int) -> Metrics:
-    """The metrics of a dispatch that began after ``step`` outer steps, with their "step"."""
+    """The metrics of a dispatch that began after ``step`` outer steps, with their "step" added."""
     return {"step": step + 1 + np.arange(len(metrics["meta_loss"]))} | metrics
 
 
@@ -110,13 +121,13 @@ class _RunWriter:
 
     def __init__(self, run_dir: Path, total: int, step: int):
         self._run_dir, self._log, self._progress = run_dir, None, Progress(total, step)
-        processes.on_first(lambda: self._open(step))
+        processes.on_first(self._open, step)
 
     def write(self, first_step: int, metrics: dict[str, np.ndarray], seconds: float) -> None:
-        """A dispatch: metrics of shape (steps,), the first for ``first_step``."""
-        processes.on_first(lambda: self._write(first_step, metrics, seconds))
+        """Writes the metrics of a dispatch, see ``Log.write``, and shows the progress."""
+        processes.on_first(self._write, first_step, metrics, seconds)
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         if self._log:
             print(text, flush=True)
 
@@ -127,7 +138,7 @@ class _RunWriter:
     def _open(self, step: int) -> None:
         self._log = Log(self._run_dir, step)
         if step:
-            self.say(f"resumed {self._run_dir} at outer step {step}")
+            self.print_line(f"resumed {self._run_dir} at outer step {step}")
 
     def _write(self, first_step: int, metrics: dict[str, np.ndarray], seconds: float) -> None:
         assert self._log
@@ -136,14 +147,14 @@ class _RunWriter:
         self._progress.update(last, _meta_loss(metrics), float(np.sum(metrics["inner_steps"])) / seconds)
         if np.all(metrics["skipped"]):
             dead = max(float(np.max(v)) for k, v in metrics.items() if k.endswith("frac_dead"))
-            self.say(
+            self.print_line(
                 f"warning: no usable meta-gradient up to outer step {last} ({dead:.0%} of the samples dead); theta is "
-                "unchanged. Lower sigma, or the step size that the family begins with, see "
+                "unchanged. Lower sigma, or the initial step size of the family, see "
                 f"{self._run_dir / 'metrics.jsonl'}"
             )
 
 
 def _meta_loss(metrics: dict[str, np.ndarray]) -> float:
-    """The mean over a dispatch, of what is finite."""
+    """The mean of the finite meta-losses of a dispatch; NaN if there are none."""
     losses = metrics["meta_loss"][np.isfinite(metrics["meta_loss"])]
     return float(np.mean(losses)) if losses.size else float("nan")

@@ -1,8 +1,8 @@
-"""Copies of a run's metrics for wandb or TensorBoard, beside ``metrics.jsonl``.
+"""Mirrors: copies of the metrics of a run in wandb or TensorBoard, in addition to ``metrics.jsonl``.
 
-``mirrors.json`` in a run directory names the mirrors of the run and the last step
-each was given. A run that goes on, goes on there: a mirror gets the rows of
-metrics.jsonl that it lacks, and never a step again.
+``mirrors.json`` in a run directory holds the names of its mirrors and the last step that was
+written to each. When a run is resumed, a mirror gets the rows of metrics.jsonl that it lacks,
+and no step twice.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from typing import Any
 from metaopt.errors import UserError
 
 Row = dict[str, Any]  # one line of metrics.jsonl
-TIMES = ("step", "time", "seconds")  # entries of a row that are no metrics
+TIMES = ("step", "time", "seconds")  # entries of a row that are not metrics
 FILE, WANDB_ID = "mirrors.json", "wandb_id"
 
 
 class Wandb:
     """A wandb run in ``RUN/wandb``, offline unless WANDB_MODE says otherwise.
 
-    Every life of a run that is killed and resumed has the id that ``wandb_id`` holds.
+    The file ``wandb_id`` holds its id, which stays the same when the run is resumed.
     """
 
     def __init__(self, run_dir: Path):
-        import wandb  # a second, which only those wait who asked for it
+        import wandb  # imported here because it takes a second
 
         path = run_dir / WANDB_ID
         if not path.exists():
@@ -36,7 +36,7 @@ class Wandb:
         self._run = wandb.init(
             id=path.read_text().strip(),
             resume="allow",
-            # Decided here: a node without internet waits minutes to find out.
+            # Offline by default: on a node without internet, wandb would wait for minutes.
             mode=os.environ.get("WANDB_MODE", "offline"),  # pyright: ignore[reportArgumentType]
             project=os.environ.get("WANDB_PROJECT", "metaopt"),
             name=run_dir.resolve().name,
@@ -46,6 +46,7 @@ class Wandb:
         )
 
     def write(self, rows: list[Row]) -> None:
+        """Writes rows of metrics.jsonl."""
         for row in rows:
             self._run.log(_values(row), step=row["step"])
 
@@ -55,14 +56,17 @@ class Wandb:
         try:
             self._run.finish()
         finally:
-            wandb.teardown()  # else it prints a traceback at exit where a signal has ended its helper process
+            wandb.teardown()  # else it prints a traceback at exit if a signal has ended its helper process
 
 
 class TensorBoard:
-    """Event files in ``RUN/tensorboard``, one for each life of the run."""
+    """Event files in ``RUN/tensorboard``: one for the start of the run, and one for every resume.
+
+    It does not use SummaryWriter, which writes in a thread: if the disk is full, that thread
+    dies and the run waits forever.
+    """
 
     def __init__(self, run_dir: Path):
-        # Its SummaryWriter writes in a thread: if that dies of a full disk, the run waits forever.
         from tensorboardX.event_file_writer import EventsWriter
 
         folder = run_dir / "tensorboard"
@@ -70,6 +74,7 @@ class TensorBoard:
         self._writer = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir()))}")
 
     def write(self, rows: list[Row]) -> None:
+        """Writes rows of metrics.jsonl."""
         from tensorboardX.proto import event_pb2
 
         for row in rows:
@@ -88,22 +93,26 @@ _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
 def check(name: str) -> None:
-    """Raises UserError if what the mirror needs is not installed."""
+    """Raises UserError if the package that the mirror needs is not installed."""
     package = _PACKAGES[name]
     if importlib.util.find_spec(package) is None:
         raise UserError(f"--log {name} needs {package}, which is not installed: pip install {package}")
 
 
 def choose(run_dir: Path, name: str) -> None:
-    """Gives a run a mirror, from its next life on; those it has, it keeps."""
+    """Adds a mirror to a run, which is opened when the run starts or is resumed; other mirrors stay."""
     _store(run_dir, {name: 0} | _stored(run_dir))
 
 
 class Mirrors:
-    """The mirrors of a run. One that fails is a warning and left out; the run goes on."""
+    """The open mirrors of a run. If a mirror fails, a warning is printed and the run continues without it.
+
+    Args:
+      run_dir: run directory.
+      lines: lines of metrics.jsonl; each mirror gets those that it lacks.
+    """
 
     def __init__(self, run_dir: Path, lines: Iterable[str]):
-        """Opens them and sends what they lack of ``lines``, those of metrics.jsonl."""
         self._run_dir, self._last = run_dir, _stored(run_dir)
         self._open = {}
         for name in self._last:
@@ -113,11 +122,12 @@ class Mirrors:
             self.write([json.loads(line) for line in lines])
 
     def write(self, rows: list[Row]) -> None:
+        """Writes to each mirror the rows that it lacks."""
         for name, mirror in list(self._open.items()):
             with self._guarded(name):
                 if lacking := [row for row in rows if row["step"] > self._last[name]]:
                     self._last[name] = lacking[-1]["step"]
-                    _store(self._run_dir, self._last)  # first: a kill in between may lose rows, but doubles none
+                    _store(self._run_dir, self._last)  # before writing: a kill here may lose rows, but repeats none
                     mirror.write(lacking)
 
     def close(self) -> None:
@@ -129,9 +139,11 @@ class Mirrors:
     def _guarded(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever it is: metrics.jsonl has every row
+        except Exception as error:  # any exception, because metrics.jsonl has every row
             why = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"warning: {name} failed and is left out until the next --resume ({why}); metrics.jsonl goes on")
+            print(
+                f"warning: {name} failed and gets no metrics until the next --resume ({why}); metrics.jsonl continues"
+            )
             if name in self._open:
                 with contextlib.suppress(Exception):
                     self._open.pop(name).close()
@@ -148,6 +160,6 @@ def _stored(run_dir: Path) -> dict[str, int]:
 
 
 def _store(run_dir: Path, last: dict[str, int]) -> None:
-    unfinished = run_dir / f"{FILE}.tmp"
-    unfinished.write_text(json.dumps(last) + "\n")
-    unfinished.replace(run_dir / FILE)
+    temporary = run_dir / f"{FILE}.tmp"
+    temporary.write_text(json.dumps(last) + "\n")
+    temporary.replace(run_dir / FILE)

@@ -1,7 +1,7 @@
-"""Stopping early in a way that loses nothing: signals, the time limit of a job, and whose a run is.
+"""Stopping early without losing work: signals, the time limit of a job, ownership of a run directory.
 
-A signal only sets a flag. Between two dispatches the processes agree, save the same outer
-step, leave a marker for the batch script and go together with one exit code.
+A signal only sets a flag. Between two dispatches the processes agree to stop, save the same
+outer step, leave a marker for the batch script and exit together with the same exit code.
 """
 
 import contextlib
@@ -16,161 +16,177 @@ import uuid
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 
 from meta_train.parallel import processes
 from metaopt.errors import UserError
 
-EXIT_CODE = 85  # of a run that stopped early and can go on
-MARKER = "REQUEUE"  # in a run directory: the batch script puts the job back into the queue
-OWNER = "owner"  # in a run directory: the process that last took it
-SLACK = 10.0  # seconds that are left when a run has stopped for its time limit
-GRACE = 5.0  # seconds for an earlier life, where it may not have ended, to write what it is writing
+EXIT_CODE = 85  # exit code of a run that stopped early and can be resumed
+MARKER = "REQUEUE"  # file in a run directory that asks the batch script to put the job back into the queue
+OWNER = "owner"  # file in a run directory that names the process that last took it
+SAFETY_MARGIN = 10.0  # seconds left before the time limit when a run has stopped because of it
+GRACE_PERIOD = 5.0  # seconds to wait for writes of the previous process if it may still be alive
 
 
 class Reason(enum.IntEnum):
-    """Why a run stops early; of several, the largest counts."""
+    """Why a run stops early; if there are several reasons, the largest counts."""
 
     NONE = 0
-    INTERRUPT = 1  # by hand
-    REQUEUE = 2  # a signal of the batch system, or the job's time is up: it is wanted back in the queue
-    SELDOM = 3  # states are saved more seldom than the job has time for
-    TAKEN = 4  # another process has this run now: nothing may be written
+    INTERRUPT = 1  # SIGINT, or a callback ended the run
+    REQUEUE = 2  # a signal of the batch system, or the time limit is near: the job should be requeued
+    SAVE_INTERVAL_TOO_LONG = 3  # the time between two saves is longer than the time limit of the job
+    TAKEN = 4  # another process has taken the run directory: this one may not write to it any more
 
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[Reason]]:
     """Yields a list that receives a Reason for every SIGTERM, SIGUSR1 or SIGINT.
 
-    A second SIGINT ends the process. The others come more than once from SLURM, while
+    A second SIGINT ends the process. SLURM sends the other signals more than once, also while
     the state is being saved.
     """
     received: list[Reason] = []
-    usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
 
-    def handler(number, frame):
+    def handler(number: int, frame: FrameType | None) -> None:
         del frame
         received.append(Reason.INTERRUPT if number == signal.SIGINT else Reason.REQUEUE)
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
 
-    for number in usual:
+    for number in previous:
         signal.signal(number, handler)
     try:
         yield received
     finally:
-        for number, previous in usual.items():
-            signal.signal(number, previous)
+        for number, previous_handler in previous.items():
+            signal.signal(number, previous_handler)
 
 
 class Watch:
-    """Tells a run between two dispatches whether to go on.
+    """Decides between two dispatches whether a run has to stop.
 
-    A run directory belongs to the process that came last. Where SLURM gives up a node it
-    starts the job elsewhere, but what ran on that node may still live: it finds here that it
-    has been replaced, and leaves without writing more.
+    A run directory belongs to the process that took it last. If a node fails, SLURM restarts
+    the job on other nodes, although the processes on the failed node may still be alive. They
+    notice here that another process has taken the run directory, and exit without writing to it.
+
+    Attributes:
+      dispatch: duration of the last dispatch in seconds.
+      save: duration of the last save in seconds.
     """
 
     def __init__(self, run_dir: Path, received: list[Reason], dispatches_per_save: float):
         self._run_dir, self._received, self._dispatches_per_save = run_dir, received, dispatches_per_save
-        self._mark = processes.on_first(lambda: _claim(run_dir))
+        self._mark = processes.on_first(_take, run_dir)
         self._times = processes.on_first(job_times)
-        self.dispatch, self.save = 0.0, 0.0  # seconds that the last one took
-        self._fastest = float("inf")  # dispatch so far: one that was held up says nothing of the next
+        self.dispatch, self.save = 0.0, 0.0
+        self._fastest = float("inf")  # shortest dispatch so far: a delayed one does not predict the next
 
     def agree(self) -> Reason:
-        """Why all processes stop now; all of them have to call this."""
-        return Reason(processes.largest(max([self._seen(), *self._received])))
+        """Why all processes stop now, or NONE; all processes have to call this."""
+        return Reason(processes.largest(max([self._own_reason(), *self._received])))
 
     def dispatched(self, seconds: float) -> None:
+        """Records the duration of a dispatch."""
         self._fastest = min(self._fastest, seconds)
         self.dispatch = seconds
 
     def saved(self, seconds: float) -> None:
+        """Records the duration of a save."""
         self.save = seconds
 
     def leave(self, reason: Reason) -> None:
-        """Gives the run directory back, with the marker where the job is wanted back in the queue.
+        """Releases the run directory, and leaves the marker in it if the job should be requeued.
 
         Raises:
-          UserError: where it is the user who is wanted.
+          UserError: if the user has to act before the run can be resumed.
         """
         if reason is Reason.TAKEN:
             raise UserError(
                 f"another process has taken {self._run_dir} ({OWNER} names it): this one stops and writes nothing more"
             )
-        processes.on_first(lambda: _give_back(self._run_dir, self._mark))
-        if reason is Reason.SELDOM:
+        processes.on_first(_release, self._run_dir, self._mark)
+        if reason is Reason.SAVE_INTERVAL_TOO_LONG:
             raise UserError(
-                f"what lies between two saves (save_every) takes about {self._interval():,.0f} s here, longer than the "
-                f"whole job ({self._limit():,.0f} s): ask for more --time, or lower save_every in "
-                f"{self._run_dir / 'config.json'}; what was done is saved"
+                f"the time between two saves (save_every) is about {self._interval():,.0f} s here, longer than the "
+                f"time limit of the job ({self._limit():,.0f} s): ask for more --time, or lower save_every in "
+                f"{self._run_dir / 'config.json'}; the outer steps so far are saved"
             )
         if reason is Reason.REQUEUE:
-            processes.on_first(lambda: (self._run_dir / MARKER).touch())
+            processes.on_first((self._run_dir / MARKER).touch)
 
-    def _seen(self) -> Reason:
+    def _own_reason(self) -> Reason:
+        """Why this process wants to stop, signals aside; only the first process checks."""
         if not processes.is_first():
             return Reason.NONE
         if _owner(self._run_dir) != self._mark:
             return Reason.TAKEN
         if float("inf") > self._interval() > self._limit():
-            return Reason.SELDOM
-        # Another dispatch and a save might not fit.
-        if self._times and time.time() + 2 * (self.dispatch + self.save) + SLACK > self._times[1]:
+            return Reason.SAVE_INTERVAL_TOO_LONG
+        # The remaining time may be too short for another dispatch and a save.
+        if self._times and time.time() + 2 * (self.dispatch + self.save) + SAFETY_MARGIN > self._times[1]:
             return Reason.REQUEUE
         return Reason.NONE
 
     def _interval(self) -> float:
+        """Seconds between two saves."""
         return self._fastest * self._dispatches_per_save
 
     def _limit(self) -> float:
+        """Time limit of the job in seconds."""
         return self._times[1] - self._times[0] if self._times else float("inf")
 
 
 def job_times(environ: Mapping[str, str] = os.environ) -> tuple[float, float] | None:
-    """When this SLURM job began and when its time is up, in seconds since the epoch.
+    """Start time and end time of this SLURM job, in seconds since the epoch.
 
-    Counted from the start of the job: restoring and compiling take of its time too.
-    None outside a job, or without a limit.
+    The start is that of the job, because its time limit includes restoring and compiling.
+
+    Returns:
+      (start, end), or None outside a job or without a time limit.
     """
     if "SLURM_JOB_START_TIME" in environ and "SLURM_JOB_END_TIME" in environ:
         return float(environ["SLURM_JOB_START_TIME"]), float(environ["SLURM_JOB_END_TIME"])
     if "SLURM_JOB_ID" not in environ or shutil.which("squeue") is None:
         return None
     job = environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in environ:  # the last element's own number is that of the whole array too
+    if "SLURM_ARRAY_JOB_ID" in environ:  # needed because the last element has the job id of the whole array
         job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
     command = ["squeue", "--noheader", "--job", job, "--format", "%S %e"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
         start, end = (datetime.fromisoformat(word).timestamp() for word in answer.split())
-    except (subprocess.SubprocessError, OSError, ValueError):  # without a limit there is no time to read
+    except (subprocess.SubprocessError, OSError, ValueError):  # without a time limit the end is not a date
         return None
     return start, end
 
 
-def _claim(run_dir: Path) -> str:
-    """Takes a run: whoever had it finds another mark than its own."""
+def _take(run_dir: Path) -> str:
+    """Takes a run directory, so that its previous owner finds another mark than its own; returns the mark."""
     mark = f"{socket.gethostname()} pid {os.getpid()} {uuid.uuid4().hex[:8]}\n"
     try:
-        left_in_order = _owner(run_dir) is None
+        closed_cleanly = _owner(run_dir) is None
         (run_dir / MARKER).unlink(missing_ok=True)
         (run_dir / OWNER).write_text(mark)
     except OSError as error:
         raise UserError(f"cannot write to run directory {run_dir}: {error.strerror}") from error
-    if not left_in_order:
-        print(f"{run_dir} was not left in order: waiting {GRACE:.0f} s, something may still be writing", flush=True)
-        time.sleep(GRACE)
+    if not closed_cleanly:
+        print(
+            f"{run_dir} was not closed cleanly by its previous process: waiting {GRACE_PERIOD:.0f} s, in which it may "
+            "finish writing",
+            flush=True,
+        )
+        time.sleep(GRACE_PERIOD)
     return mark
 
 
-def _give_back(run_dir: Path, mark: str) -> None:
-    if _owner(run_dir) == mark:  # else it was taken while the last state was being saved
+def _release(run_dir: Path, mark: str) -> None:
+    if _owner(run_dir) == mark:  # else another process took it while the last state was being saved
         (run_dir / OWNER).unlink()
 
 
 def _owner(run_dir: Path) -> str | None:
-    """The mark of whoever has the run; None where it was left in order."""
+    """The mark of the process that has the run directory; None if the last one released it."""
     try:
         return (run_dir / OWNER).read_text()
     except FileNotFoundError:

@@ -1,6 +1,6 @@
 """Saving and restoring the state of a run, with Orbax.
 
-Theta is an item of its own in every saved step, so that it can be read without the code that made it.
+Theta is a separate item of every saved step, so that it can be read without the code that created it.
 """
 
 import dataclasses
@@ -21,54 +21,58 @@ from meta_train.parallel import processes
 from metaopt.core import Theta
 from metaopt.errors import UserError
 
-UNFINISHED = "saving was not finished"  # what is wrong with a state that has no sums
+UNFINISHED = "saving was not finished"  # the fault of a saved step without checksums
 THETA, REST = "theta", "rest"  # the items of a saved step
-SUMS = "SHA256SUMS"  # of every file of a saved step, as ``sha256sum -c`` reads it; written last
+SUMS = "SHA256SUMS"  # file with the checksums of all files of a saved step, for ``sha256sum -c``; written last
 
 
 class StateStore:
     """The ``state/`` folder of a run: the two latest states and the best one.
 
-    Every process of a run opens it and saves what it holds. Latest and best are kept
-    apart: Orbax's own ``max_to_keep`` with ``best_fn`` deletes the newest state when it
-    is not among the best.
+    Every process of a run opens it and saves its shards of the state. The latest and the best
+    states have separate policies, because Orbax's own ``max_to_keep`` with ``best_fn`` deletes
+    the newest state if it is not among the best.
     """
 
     def __init__(self, run_dir: Path):
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(2),
-                checkpoint_managers.BestN(get_metric_fn=lambda m: m["meta_loss"], reverse=True, n=1),
+                checkpoint_managers.BestN(get_metric_fn=_saved_meta_loss, reverse=True, n=1),
             ]
         )
-        # Not in the background: a state is small, and a save that is done can be sealed.
+        # Not in the background: a state is small, and its checksums are written after the save.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             enable_async_checkpointing=False,
-            best_fn=lambda m: m["meta_loss"],  # without it the metrics are not written: the next life finds none
+            best_fn=_saved_meta_loss,  # without it Orbax does not write the metrics, and a resumed run finds none
             best_mode="min",
         )
         self._folder = run_dir.resolve() / "state"
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, state: TrainState, meta_loss: float) -> None:
-        """Saves ``state``, on disk when this returns.
+        """Saves ``state``, which is on disk when this returns.
+
+        Args:
+          state: complete state of the run.
+          meta_loss: meta-loss by which the best state is chosen.
 
         Raises:
-          UserError: if it could not be written, e.g. because the disk is full. Earlier
-            states stay as they are.
+          UserError: if it cannot be written, e.g. because the disk is full. Earlier states are
+            not affected.
         """
-        # A NaN would poison the ranking of the best.
+        # A large number in place of NaN, which could not be ranked.
         metrics = {"meta_loss": meta_loss if math.isfinite(meta_loss) else 1e30}
         step = int(state.step)
         try:
-            # force: else a process that lists the folder late leaves the save out, and the others wait for it.
+            # force: else a process that lists the folder late skips the save, and the others wait for it.
             items = {THETA: {THETA: state.theta}, REST: dataclasses.replace(state, theta=())}
             saved = ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()})
             self._manager.save(step, args=saved, metrics=metrics, force=True)
-            processes.on_first(lambda: _seal(self._folder / str(step)))
+            processes.on_first(_write_sums, self._folder / str(step))
         except Exception as error:
-            if processes.is_loss(error):
+            if processes.is_lost_process(error):
                 raise
             raise self._cannot_write(error) from error
 
@@ -83,12 +87,15 @@ class StateStore:
 
 
 def restore(run_dir: Path, step: int, like: TrainState) -> TrainState:
-    """A saved step, in the structure, dtypes and shardings of ``like``.
+    """Reads a saved step, whatever number of processes and devices saved it.
 
-    Any number of processes and devices may have saved it; a run may be saving others.
+    Args:
+      run_dir: run directory, whose run may be active.
+      step: saved outer step.
+      like: state with the structure, dtypes and shardings of the result.
 
     Raises:
-      UserError: if it belongs to another recipe.
+      UserError: if it cannot be read, e.g. because it belongs to another recipe.
     """
     theta = _read(run_dir, step, THETA, {THETA: like.theta})[THETA]
     rest: TrainState = _read(run_dir, step, REST, dataclasses.replace(like, theta=()))
@@ -96,7 +103,11 @@ def restore(run_dir: Path, step: int, like: TrainState) -> TrainState:
 
 
 def read_theta(run_dir: Path, step: int) -> Theta:
-    """Theta of a saved step as dicts and lists of arrays on one device, whatever saved it and whatever it is for.
+    """Reads theta of a saved step as dicts and lists of arrays on one device; no recipe is needed.
+
+    Args:
+      run_dir: run directory.
+      step: saved outer step.
 
     Raises:
       UserError: if it cannot be read.
@@ -109,13 +120,13 @@ def read_theta(run_dir: Path, step: int) -> Theta:
 
 
 def _read(run_dir: Path, step: int, item: str, like: Any) -> Any:
-    """An item of a saved step, in the structure, dtypes and shardings of ``like``."""
+    """Reads an item of a saved step, with the structure, dtypes and shardings of ``like``."""
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
             return checkpointer.restore(_folder(run_dir, step) / item, abstract)
     except Exception as error:
-        if processes.is_loss(error):
+        if processes.is_lost_process(error):
             raise
         folder = run_dir.resolve() / "state"
         raise UserError(f"cannot restore outer step {step} from {folder}: {_first_line(error)}") from error
@@ -126,12 +137,12 @@ def _folder(run_dir: Path, step: int) -> Path:
 
 
 def newest(run_dir: Path) -> int | None:
-    """The newest outer step that is whole; None where nothing was ever saved.
+    """The newest outer step whose saved state is intact; None if nothing was ever saved.
 
-    Those that are damaged, or were being saved when the run was killed, are named in a warning.
+    A warning names later states that are damaged, or were being saved when the run was killed.
 
     Raises:
-      UserError: if none of those that are there is whole.
+      UserError: if there are saved states, but none is intact.
     """
     faults = []
     for step in sorted(_steps(run_dir), reverse=True):
@@ -139,15 +150,15 @@ def newest(run_dir: Path) -> int | None:
         if fault is None:
             return step
         print(f"warning: skipped outer step {step} of {run_dir}: {fault}", flush=True)
-        if fault != UNFINISHED:  # what never was a state is no loss
+        if fault != UNFINISHED:  # a state that was never complete is not a damaged one
             faults.append(f"outer step {step}: {fault}")
     if faults:
-        raise UserError(f"{run_dir / 'state'} holds no state that is whole ({'; '.join(faults)}): begin another run")
+        raise UserError(f"{run_dir / 'state'} holds no intact state ({'; '.join(faults)}): start another run")
     return None
 
 
 def set_damaged_aside(run_dir: Path) -> int | None:
-    """As ``newest``; later steps go to ``damaged/``, so that they can be made again."""
+    """As ``newest``; later states are moved to ``damaged/``, so that the run can save these steps again."""
     for unfinished in (run_dir / "state").glob("*.orbax-checkpoint-tmp"):
         shutil.rmtree(unfinished)
     found = newest(run_dir)
@@ -161,7 +172,15 @@ def set_damaged_aside(run_dir: Path) -> int | None:
 
 
 def find(run_dir: Path, step: int | None) -> int:
-    """A saved outer step that is whole, the newest where none is named. Raises UserError if there is none."""
+    """A saved outer step with an intact state.
+
+    Args:
+      run_dir: run directory.
+      step: the outer step that is asked for; None is the newest.
+
+    Raises:
+      UserError: if there is no such step, or its state is damaged.
+    """
     if step is None:
         found = newest(run_dir)
         if found is None:
@@ -178,19 +197,19 @@ def _steps(run_dir: Path) -> list[int]:
     return [int(path.name) for path in (run_dir / "state").glob("*") if path.name.isdigit()]
 
 
-def _seal(folder: Path) -> None:
+def _write_sums(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{_digest(path)}  {path.relative_to(folder)}\n" for path in files]
-    unfinished = folder / f"{SUMS}.tmp"
-    with unfinished.open("w") as file:
+    temporary = folder / f"{SUMS}.tmp"
+    with temporary.open("w") as file:
         file.write("".join(lines))
         file.flush()
-        os.fsync(file.fileno())  # else a node that crashes may leave it empty
-    unfinished.rename(folder / SUMS)
+        os.fsync(file.fileno())  # else the file may be empty after a crash of the node
+    temporary.rename(folder / SUMS)
 
 
 def _fault(folder: Path) -> str | None:
-    """What is wrong with a saved step. Orbax reads arrays in which a byte has flipped without complaint."""
+    """The fault of a saved step, or None. Orbax does not notice if a byte of an array has changed."""
     sums = (folder / SUMS).read_text() if (folder / SUMS).is_file() else ""
     if not sums:
         return UNFINISHED
@@ -206,6 +225,10 @@ def _fault(folder: Path) -> str | None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _saved_meta_loss(metrics: dict[str, float]) -> float:
+    return metrics["meta_loss"]
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The algorithms of evosax that there are, and how they are set up."""
+"""The supported algorithms of evosax, and how they are set up."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,16 +13,16 @@ from meta_train.strategies.fitness import NORMALIZATIONS
 from metaopt.core import InnerProblem, Theta
 from metaopt.errors import UserError, unknown
 
-LARGEST_COVARIANCE = 10_000  # entries of theta; the square of it is 400 MB
+LARGEST_COVARIANCE = 10_000  # entries of theta; a full covariance then takes 400 MB
 
 
 class Algorithm(NamedTuple):
-    """An algorithm of evosax, and what sets it apart from the others."""
+    """An algorithm of evosax and its properties."""
 
-    name: str  # its class in evosax.algorithms
-    by_gradient: bool = False  # the outer optimizer moves the mean
-    adapts: bool = False  # sigma
-    lockstep: bool = False  # one window an outer step
+    name: str  # name of its class in evosax.algorithms
+    by_gradient: bool = False  # whether the outer optimizer moves the mean
+    adapts: bool = False  # whether it adapts sigma
+    lockstep: bool = False  # whether an outer step is one window, at the same inner step for all members
 
 
 STRATEGIES = {
@@ -38,13 +38,13 @@ STRATEGIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """A search strategy in the place of an estimator; what it shares with one is in ``Sampling``."""
+    """Settings of a search strategy; the settings that it shares with estimators are in ``Sampling``."""
 
-    name: str = ""  # of STRATEGIES; none is an estimator
-    population: int = 64  # members, each of which runs num_samples episodes of each task
-    normalize: str = "zscore"  # of the losses of an episode over the population: none, zscore, rank; see fitness
+    name: str = ""  # name in STRATEGIES; "" trains with an estimator instead
+    population: int = 64  # number of members, each of which runs num_samples episodes of each task
+    normalize: str = "zscore"  # normalization of losses over the population: none, zscore, rank; see fitness
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.name and self.name not in STRATEGIES:
             raise unknown("strategy", self.name, STRATEGIES)
         if self.normalize not in NORMALIZATIONS:
@@ -60,13 +60,26 @@ def build(
     sampling: Sampling,
     tx: optax.GradientTransformation,
 ) -> tuple[Any, Callable[[], Any]]:
-    """Returns the algorithm, and ``() -> params``, to be made where they are traced.
+    """Builds an algorithm of evosax.
 
-    Where the outer optimizer moves the mean, evosax is not to shape the fitness a
-    second time. The ranks that the others turn into weights are no such shaping but
-    what they are.
+    If the outer optimizer moves the mean, the fitness shaping of evosax is turned off, because
+    ``fitness`` has normalized the losses already. The other algorithms are defined by the ranks
+    that they turn into weights, and keep them.
+
+    Args:
+      theta: arrays, or their shapes.
+      problems: inner problems, whose length algorithms in lockstep need.
+      config: name and population of the strategy.
+      sampling: settings with the window and the initial sigma.
+      tx: outer optimizer.
+
+    Returns:
+      The algorithm, and ``() -> params``, which is to be called inside the traced function.
+
+    Raises:
+      UserError: as ``meta_train.strategies.build``.
     """
-    # Not before the devices are made: evosax makes arrays where it is imported.
+    # Imported here because evosax creates arrays at import, which must not happen before the devices are set up.
     from evosax import algorithms
     from evosax.core.fitness_shaping import identity_fitness_shaping_fn
 
@@ -88,7 +101,11 @@ def build(
     if chosen.lockstep:
         params |= {"T": _common_length(problems, config.name, sampling.window), "K": sampling.window}
     algorithm = getattr(algorithms, chosen.name)(config.population, zeros, **options)
-    return algorithm, lambda: algorithm.default_params.replace(**params)
+
+    def make_params() -> Any:
+        return algorithm.default_params.replace(**params)
+
+    return algorithm, make_params
 
 
 def _common_length(problems: Sequence[InnerProblem], name: str, window: int) -> int:

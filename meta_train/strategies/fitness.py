@@ -1,4 +1,4 @@
-"""From the losses of a population to one number a member.
+"""From the losses of a population to one fitness for each member.
 
 With the meta-loss L_mc of member m on column c, an episode of one of the inner problems,
 
@@ -8,31 +8,46 @@ With the meta-loss L_mc of member m on column c, an episode of one of the inner 
     zscore   (L - mean) / standard deviation
     rank     average ranks, centered, in [-0.5, 0.5]
 
-With zscore and rank no episode and no problem outweighs another, whatever its scale. The
-price: where problems disagree, each knows only its own spread, so that a population
-much smaller than the distance of their optima rests anywhere between them.
+With zscore and rank all episodes and problems have the same weight, whatever their scale. The
+disadvantage: if problems have different optima, each is scaled by its own standard deviation
+over the population, so that a population much smaller than the distance between the optima
+may settle anywhere between them.
 
-In lockstep an episode is seen a window at a time, and what counts is the sum over
-windows. Normalized by itself, a window in which nothing happens would weigh as much
-as a decisive one. So f is multiplied by the mean over columns of their standard
-deviations: columns that differ by a factor are balanced, windows keep their weight, and
-with a single column zscore estimates the same gradient as none.
+In lockstep an outer step sees one window of an episode, and the objective is the sum over
+windows. If every window were normalized on its own, a window in which losses hardly differ
+would have as much weight as one in which they differ much. So f is multiplied by the mean over
+columns of their standard deviations: columns that differ by a factor are balanced, windows
+keep their weight, and with a single column zscore estimates the same gradient as none.
 """
 
 import jax
 import jax.numpy as jnp
 
-NORMALIZATIONS = {  # of losses (members, columns)
-    "none": lambda losses: losses,
-    "zscore": lambda losses: (losses - jnp.mean(losses, axis=0)) / jnp.maximum(jnp.std(losses, axis=0), 1e-12),
-    "rank": lambda losses: (jax.scipy.stats.rankdata(losses, axis=0) - 1) / (len(losses) - 1) - 0.5,
-}
+
+def _none(losses: jax.Array) -> jax.Array:
+    return losses
+
+
+def _zscore(losses: jax.Array) -> jax.Array:
+    return (losses - jnp.mean(losses, axis=0)) / jnp.maximum(jnp.std(losses, axis=0), 1e-12)
+
+
+def _rank(losses: jax.Array) -> jax.Array:
+    return (jax.scipy.stats.rankdata(losses, axis=0) - 1) / (len(losses) - 1) - 0.5
+
+
+NORMALIZATIONS = {"none": _none, "zscore": _zscore, "rank": _rank}  # functions of (members, columns) losses
 
 
 def finite(losses: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Losses (members, ...) with the worst of a column in place of what is not finite.
+    """Replaces losses that are not finite by the largest finite loss of their column.
 
-    Also which columns are usable: (...) bool; those without a finite loss are zero.
+    Args:
+      losses: (members, ...).
+
+    Returns:
+      (members, ...) losses, zero in columns without a finite loss; and (...) bool, whether a
+      column has a finite loss.
     """
     valid = jnp.isfinite(losses)
     usable = jnp.any(valid, axis=0)
@@ -41,12 +56,22 @@ def finite(losses: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def combine(losses: jax.Array, usable: jax.Array, normalize: str, lockstep: bool = False) -> jax.Array:
-    """Fitness (members,) from losses (members, ...), the mean over usable columns (...)."""
+    """The fitness of each member, the mean of its normalized losses over the usable columns.
+
+    Args:
+      losses: (members, ...) finite losses.
+      usable: (...) bool, whether a column is included.
+      normalize: name in NORMALIZATIONS.
+      lockstep: whether losses are those of one window of an episode.
+
+    Returns:
+      (members,).
+    """
     losses, usable = losses.reshape(len(losses), -1), usable.ravel()
     fitness = mean(NORMALIZATIONS[normalize](losses), usable)
     return fitness * mean(jnp.std(losses, axis=0), usable) if lockstep and normalize != "none" else fitness
 
 
 def mean(values: jax.Array, usable: jax.Array) -> jax.Array:
-    """Over the last axis, of what is usable."""
+    """The mean over the last axis of the usable values; zero if there are none."""
     return jnp.sum(values * usable, axis=-1) / jnp.maximum(jnp.sum(usable), 1)

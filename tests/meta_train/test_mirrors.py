@@ -113,7 +113,7 @@ def test_a_wandb_that_breaks_is_one_warning(folder, monkeypatch, capsys, place):
     rows = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     (warning,) = capsys.readouterr().out.splitlines()
-    assert warning.startswith("warning: wandb failed and is left out until the next --resume (")
+    assert warning.startswith("warning: wandb failed and gets no metrics until the next --resume (")
     # The next life sends what is lacking. Whether steps 1 and 2 arrived cannot be known when log raises.
     given = fake_wandb(monkeypatch)
     live(folder, 6, 8)

@@ -185,6 +185,8 @@ def test_saving_more_seldom_than_the_job_is_long_is_refused(tmp_path):
     seldom = ["outer_steps=100000000", "save_every=100000000"]
     codes, outputs = finish(launch(1, *RECIPE, *seldom, "--dir", tmp_path / "run", **times))
     assert (
-        codes == [2] and "lower save_every in" in outputs[0] and "the whole job (60 s)" in outputs[0].replace("\n", " ")
+        codes == [2]
+        and "lower save_every in" in outputs[0]
+        and "the time limit of the job (60 s)" in outputs[0].replace("\n", " ")
     )
     assert training.read_theta(tmp_path / "run")[1] == 5  # what was done is saved

@@ -215,7 +215,7 @@ def test_a_run_of_which_nothing_is_whole_is_not_begun_again(tmp_path, finished):
     shutil.copytree(finished, folder := tmp_path / "run")
     for step in (2, 4):
         damage(folder / "state" / str(step), "missing")
-    with pytest.raises(UserError, match="holds no state that is whole .*outer step 4: .* is missing"):
+    with pytest.raises(UserError, match="holds no intact state .*outer step 4: .* is missing"):
         training.resume(folder)
     assert steps(folder) == [1, 2, 3, 4] and (folder / "state" / "4").exists()
 

@@ -90,7 +90,7 @@ def test_the_daemon_of_a_node_stops(live, whole):
     os.kill(int((CLUSTER / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
     try:
         hold(orphans, lambda: (run / "owner").read_text() != owner)
-        assert_same(job, run, log, whole, "was not left in order")
+        assert_same(job, run, log, whole, "was not closed cleanly")
         cluster.wait_until(lambda: not any(map(is_alive, orphans)))
     finally:
         cluster.call("slurmd", "-N", node, "-f", CLUSTER / "slurm.conf", PATH=f"{os.environ['PATH']}:/usr/sbin")

@@ -9,9 +9,10 @@ difficult?", arXiv:2407.07082; AlexGoldie/rl-learned-optimization, rl_optimizer/
 With a single update or a single epoch, progress is 0 / 0 in the reference and 0 here.
 """
 
+import collections
 import dataclasses
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ NUM_INPUTS = 1 + 2 * (len(MOMENTUM_DECAYS) + 1) + 4
 LOG_EPS = 1e-13  # added to the argument of a logarithm
 ACTIVATION_EPS = 1e-11  # added to every activation, so that all of a layer may be zero
 LAYER_NORM_EPS = 1e-6
+NUMBERED = re.compile(r"\D(\d+)$")  # a tensor's name that ends in the number of its layer, but is no index of a list
 INITIAL_NORM = {"scale": jnp.ones, "shift": jnp.zeros}  # weights of a layer normalization
 
 
@@ -73,10 +75,14 @@ def build(config: Config = Config()) -> Learned:
       key: random key that z is drawn from; without it there is no noise.
       noise: z itself, a tree like the parameters, instead of ``key``.
 
-    A layer is the tensors whose paths differ only in the last name; layers of one network are
-    ordered by name. The published optimizer is used with gradients clipped to norm 0.5, actor
-    and critic separately. Memory: six float32 copies of the parameters and one for each unit
-    of the GRU. It does not read ``value``.
+    A layer is the tensors whose paths differ only in the last name, as in ``{"Dense_0": {"kernel":
+    ..., "bias": ...}}``; layers of one network are ordered by name, numbers by value. In a flat dict
+    with numbered names, ``{"w0": ..., "b0": ..., "w1": ..., "b1": ...}``, a layer is the tensors with
+    the same number, and ``activations`` has the layer's array in place of each of them.
+
+    The published optimizer is used with gradients clipped to norm 0.5, actor and critic
+    separately. Memory: six float32 copies of the parameters and one for each unit of the GRU. It
+    does not read ``value``.
 
     Raises:
       ValueError: from ``bind``, without ``num_steps``; from ``update``, if the
@@ -187,13 +193,27 @@ def _progress(step: jax.Array, num_steps: jax.Array | int, config: Config) -> tu
 def _depths(params: Params) -> PyTree:
     """For each tensor the relative depth of its layer: 0 for the first of its network, 1 for the last."""
     paths = [_names(path) for path, _ in jax.tree.leaves_with_path(params)]
-    siblings: dict[tuple, list] = {}
+    numbers: dict[tuple, set[int]] = collections.defaultdict(set)  # those in the names of a dict's tensors
+    for *parent, name in filter(None, paths):
+        if number := NUMBERED.search(name):
+            numbers[tuple(parent)].add(int(number[1]))
+    siblings: dict[tuple, list] = collections.defaultdict(list)
     for layer in sorted({path[:-1] for path in paths}, key=_natural):
-        siblings.setdefault(layer[:-1], []).append(layer)
-    depths = {}
-    for layers in siblings.values():
-        depths |= {layer: i / max(len(layers) - 1, 1) for i, layer in enumerate(layers)}
-    return jax.tree.structure(params).unflatten([depths[path[:-1]] for path in paths])
+        siblings[layer[:-1]].append(layer)
+
+    def depth(path: tuple[str, ...]) -> float:
+        layer = path[:-1]
+        number = NUMBERED.search(path[-1]) if path else None
+        if number and len(numbers[layer]) > 1:
+            return _relative_position(int(number[1]), sorted(numbers[layer]))
+        return _relative_position(layer, siblings[layer[:-1]])
+
+    return jax.tree.structure(params).unflatten([depth(path) for path in paths])
+
+
+def _relative_position(layer: Any, layers: list) -> float:
+    """0 for the first of ``layers``, 1 for the last."""
+    return layers.index(layer) / max(len(layers) - 1, 1)
 
 
 def _names(path: tuple) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from metaopt import families
 from metaopt.nn import gru, lstm
 from metaopt.optimizers import coordinate_lstm, open
 from metaopt.optimizers.common import tiling
+from tasks import ImageMLP
 
 KEY = jax.random.key(0)
 draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
@@ -261,6 +262,29 @@ def test_open_counts_layers_in_the_order_of_their_numbers():
     depths = open._depths({"net": {f"Dense_{i}": {"kernel": 0.0} for i in range(12)}, "one": {"kernel": 0.0}})
     np.testing.assert_allclose([depths["net"][f"Dense_{i}"]["kernel"] for i in range(12)], np.arange(12) / 11)
     assert depths["one"]["kernel"] == 0.0
+
+
+def test_open_counts_layers_by_the_numbers_in_a_flat_dict():
+    flat = {f"{name}{i}": 0.0 for i in range(12) for name in "wb"}
+    for depths in (open._depths(flat), open._depths({"actor": flat, "critic": {"w0": 0.0, "w1": 0.0}})["actor"]):
+        np.testing.assert_allclose([depths[f"w{i}"] for i in range(12)], np.arange(12) / 11)
+        np.testing.assert_allclose([depths[f"b{i}"] for i in range(12)], np.arange(12) / 11)
+    task = ImageMLP(depth=2)
+    depths = open._depths(jax.eval_shape(lambda key: task.init(task.sample(key), key), KEY))
+    assert depths == {"w0": 0.0, "b0": 0.0, "w1": 0.5, "b1": 0.5, "w2": 1.0, "b2": 1.0}
+
+
+@pytest.mark.parametrize(
+    "params, expected",
+    [
+        ([[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 1.0]]),  # indices of a list number no layers
+        ({"Dense_0": {"w1": 0.0}, "Dense_1": {"w1": 0.0}}, {"Dense_0": {"w1": 0.0}, "Dense_1": {"w1": 1.0}}),
+        ({"w0": 0.0, "w1": 0.0, "scale": 0.0}, {"w0": 0.0, "w1": 1.0, "scale": 0.0}),
+        (0.0, 0.0),
+    ],
+)
+def test_open_depths_elsewhere_follow_the_tree(params, expected):
+    assert open._depths(params) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Known answers computed with the reference implementations, and their replay.
+"""Results of the reference implementations, stored in files, and their replay.
 
 A file ``PREFIX*.npz`` is replayed by ``REPLAYS[PREFIX]``, a function
-``path -> list of (case, largest error in units of the tolerance)``: a case passes
-up to 1. ``python -m tests.golden FILE...`` prints them.
+``path -> list of (case, largest error in units of the tolerance)``; a case passes if
+its error is at most 1. ``python -m tests.golden FILE...`` prints them.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Replays golden files: ``python -m tests.golden FILE...``
 
-Prints the largest error of each case in units of its tolerance. Exit code 0: all
-within; 1: one above; 2: a file that no family here can replay, or none given.
+Prints the largest error of each case in units of its tolerance. Exit code 0: all cases
+pass; 1: one fails; 2: no file is given, or one that no function here can replay.
 """
 
 import sys

@@ -12,8 +12,8 @@ from tests.golden.per_parameter import worst
 RTOL, ATOL = 1e-5, 2e-6  # on parameters, from mulo_celo.md
 
 
-def replay_trajectory(data, run: str, tx) -> float:
-    """Feeds the stored gradients and losses; the worst error over steps and tensors."""
+def replay_trajectory(data, run: str, tx: optax.GradientTransformation) -> float:
+    """Feeds the stored gradients and losses to ``tx``; returns the largest error over steps and tensors."""
     params, errors = read(data, "params0/"), []
     state, update = tx.init(params), jax.jit(tx.update)
     for t in range(6):
@@ -25,13 +25,13 @@ def replay_trajectory(data, run: str, tx) -> float:
 
 
 def read(data, prefix: str, into: str = "") -> dict:
-    """Entries by the rest of their name, dots as slashes."""
+    """The entries whose names start with ``prefix``, which is replaced by ``into``; dots become slashes."""
     names = [name for name in data.files if name.startswith(prefix)]
     return {into + name.removeprefix(prefix).replace(".", "/"): jnp.asarray(data[name]) for name in names}
 
 
 def replay_celo(path) -> list[tuple[str, float]]:
-    """With the scheduler, and without: the two phases of its meta-training."""
+    """Celo without its scheduler and with it: the two phases of its meta-training."""
     data = np.load(path)
     found = importers.celo.convert(jax.tree.map(np.asarray, read(data, "theta/")))
     phases = {"phase1": {"network": found.theta["network"]}, "phase2": found.theta}
@@ -44,9 +44,9 @@ def replay_celo(path) -> list[tuple[str, float]]:
 
 
 def replay_celo2(path) -> list[tuple[str, float]]:
-    """The learned rule alone; orthogonalized; with AdamW; on a schedule; as it is meta-trained."""
+    """Celo2-base; orthogonalized; with AdamW for vectors; with a schedule too; the variant of meta-training."""
     data = np.load(path)
-    network = haiku.network(read(data, "theta/"), num_live=1)
+    network = haiku.network(read(data, "theta/"), num_outputs=1)
     rate, decay = float(data["lr"]), float(data["weight_decay"])
     runs = {
         "base": {"orthogonalize": False, "vectors": "learned", "weight_decay": decay},
@@ -66,23 +66,24 @@ def replay_celo2(path) -> list[tuple[str, float]]:
 
 
 def replay_elo(path) -> list[tuple[str, float]]:
-    """ELO and ELO-Celo2 with clipping and weight decay; muLO with PyLO's order of the decay."""
+    """ELO and ELO-Celo2 with clipping and weight decay; muLO with PyLO's weight decay after the step."""
     data = np.load(path)
     rate, decay, clip = (float(data[name]) for name in ("lr", "weight_decay", "clip_norm"))
-    moved = {ours: jnp.asarray(data[f"theta_mulo_decays/{theirs}"]) for theirs, ours in small_fc.DECAYS.items()}
-    raw = jax.tree.map(jnp.zeros_like, moved)
+    mulo_decays = {ours: jnp.asarray(data[f"theta_mulo_decays/{theirs}"]) for theirs, ours in small_fc.DECAYS.items()}
+    initial_decays = jax.tree.map(jnp.zeros_like, mulo_decays)
 
-    def bind(step_multiplier, decays):
+    def bind(step_multiplier: float, decays: dict) -> optax.GradientTransformation:
         optimizer = families.build("small_fc", hidden=32, step_multiplier=step_multiplier)
         return optimizer.bind({"network": read(data, "theta_elo/"), **decays})
 
-    multiplier = float(data["adam_lr_mult"])
-    celo2 = families.build("celo2", learning_rate=rate, weight_decay=decay, vector_multiplier=multiplier)
-    theta = {"network": haiku.network(read(data, "theta_elo_celo2/", into=haiku.NETWORK), num_live=1)}
-    rates = read(data, "pylo_mulo_wd/lr/")
+    celo2 = families.build(
+        "celo2", learning_rate=rate, weight_decay=decay, vector_multiplier=float(data["adam_lr_mult"])
+    )
+    theta = {"network": haiku.network(read(data, "theta_elo_celo2/", into=haiku.NETWORK), num_outputs=1)}
+    multipliers = read(data, "pylo_mulo_wd/lr/")
     runs = {
-        "elo": compose(bind(rate, raw), clip=clip, weight_decay=rate * decay),
+        "elo": compose(bind(rate, initial_decays), clip=clip, weight_decay=rate * decay),
         "elo_celo2": compose(celo2.bind(theta), clip=clip),
-        "pylo_mulo_wd": compose(bind(0.01, moved), multipliers=rates, weight_decay=decay, pylo_decay=True),
+        "pylo_mulo_wd": compose(bind(0.01, mulo_decays), multipliers=multipliers, weight_decay=decay, pylo_decay=True),
     }
     return [(run, replay_trajectory(data, run, tx)) for run, tx in runs.items()]

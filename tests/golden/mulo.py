@@ -13,7 +13,7 @@ RUNS = ("a", "b", "sp")
 
 
 def replay(path) -> list[tuple[str, float]]:
-    """Feeds the stored gradients; the worst error over steps and tensors of each run."""
+    """Feeds the stored gradients; returns the largest error over steps and tensors of each run."""
     data = np.load(path)
     read = lambda prefix: {k.rsplit("/", 1)[1]: jnp.asarray(data[k]) for k in data.files if k.startswith(prefix)}
     theta = {

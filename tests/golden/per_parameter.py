@@ -5,19 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt import families
+from metaopt.core import Learned, Theta
 
 RTOL, ATOL = 1e-4, 2e-6  # on parameters, from velo_golden.md
 SCENARIOS = ("main", "stress", "late")
 
 
-def worst(actual, expected, rtol, atol) -> float:
+def worst(actual: jax.Array, expected: np.ndarray, rtol: float, atol: float) -> float:
     """Largest ``|actual - expected| / (atol + rtol * |expected|)``; infinite if not finite."""
     error = np.abs(np.asarray(actual, np.float64) - expected) / (atol + rtol * np.abs(expected))
     return float(np.max(np.where(np.isfinite(error), error, np.inf), initial=0.0))
 
 
-def replay_scenarios(data, variant: str, optimizer, theta) -> list[tuple[str, float]]:
-    """Feeds the stored gradients of every scenario; its worst error over steps and tensors."""
+def replay_scenarios(data, variant: str, optimizer: Learned, theta: Theta) -> list[tuple[str, float]]:
+    """Feeds the stored gradients of every scenario; returns the largest error over steps and tensors of each."""
 
     @jax.jit
     def step(params, state, grads, loss, num_steps):
@@ -51,7 +52,7 @@ def replay_mlp(path) -> list[tuple[str, float]]:
 
 
 def replay_small_fc(path) -> list[tuple[str, float]]:
-    """AdafacMLPLOpt, hidden 4 and 32."""
+    """AdafacMLPLOpt with 4 and with 32 hidden units."""
     data, cases = np.load(path), []
     for variant in ("h4", "h32"):
         read = lambda name, v=variant: jnp.asarray(data[f"{v}/theta/{name}"])

@@ -11,7 +11,7 @@ NETWORKS = ("actor", "critic")
 
 
 def theta_of(read) -> dict:
-    """Our theta from the reference's, ``read(name)`` an array of it."""
+    """The reference's theta under our names; ``read(name)`` returns an array of it."""
     gate = lambda name: read(f"gru_params.params.{name}")
     layer = lambda i, name: read(f"params.params.layers_{i}.{name}")
     side_by_side = lambda prefix, name: jnp.concatenate([gate(f"{prefix}{g}.{name}") for g in "rzn"], axis=-1)
@@ -37,20 +37,20 @@ def tree_of(data, prefix: str) -> dict:
         if name.startswith(prefix):
             *path, last = name.removeprefix(prefix).split(".")
             branch = tree
-            for part in path:
-                branch = branch.setdefault(part, {})
+            for key in path:
+                branch = branch.setdefault(key, {})
             branch[last] = jnp.asarray(data[name])
     return tree
 
 
 def activations_of(data, step: int) -> dict:
-    """The stored activations where our optimizer expects those of Flax modules."""
+    """The stored activations, in the tree that our optimizer expects for Flax modules."""
     layers = lambda net: sorted(tree_of(data, f"step{step}.act.{net}.").items())
     return {net: {"params": {f"Dense_{i}": a for i, a in layers(net)}} for net in NETWORKS}
 
 
 def replay(path) -> list[tuple[str, float]]:
-    """Four steps of an actor and a critic with the stored draws of the noise."""
+    """Four steps of an actor and a critic with the stored noise."""
     data = np.load(path)
     num_minibatches, num_epochs, num_updates = (
         int(data[name]) for name in ("num_minibatches", "update_epochs", "num_updates")

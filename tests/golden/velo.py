@@ -11,7 +11,7 @@ from tests.golden.per_parameter import replay_scenarios
 
 
 def replay(path) -> list[tuple[str, float]]:
-    """The variant of a file in every scenario."""
+    """Replays the one variant that a file holds, in every scenario."""
     data = np.load(path)
     (variant,) = {name.split("/")[0] for name in data.files} - {"in"}
     found = imported(data, variant)
@@ -20,7 +20,7 @@ def replay(path) -> list[tuple[str, float]]:
 
 
 def imported(data, variant: str) -> ImportedWeights:
-    """The weights of a variant, converted as those of a released file."""
+    """The weights of a variant, converted like those of a released file."""
     prefix, bugged = f"{variant}/theta/", variant == "bugged"
     arrays = {name.removeprefix(prefix).replace("|", "/"): data[name] for name in data.files if prefix in name}
     return velo.convert(arrays, bugged_loss_features=bugged, bugged_lstm_state=bugged)

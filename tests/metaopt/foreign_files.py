@@ -1,4 +1,4 @@
-"""Files of other projects for the tests: the seeded samples, and writers of what has no sample."""
+"""Files of other projects for the tests: seeded samples, and a writer of PyTorch's zip files."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from tests import golden
 FOLDER = Path(golden.__file__).parent
 RELEASED = Path(os.environ.get("METAOPT_RELEASED", Path(__file__).parents[3] / "shared" / "released"))
 FLAGS = {"bugged_loss_features": False, "bugged_lstm_state": False}
-# What must be said to import each.
+# Options needed to import each.
 SAMPLES = {
     "mulo_theta_seeded.pickle": {},
     "velo_adafac_h4.ckpt": {},
@@ -34,7 +34,7 @@ def sample(name: str) -> Path:
 def torch_zip(arrays: dict[str, np.ndarray], monkeypatch, big_endian: bool = False) -> bytes:
     """A state_dict as torch.save writes it, with the instructions that Python's own pickler gives.
 
-    torch is not needed: the pickler must only find what it names.
+    torch is not needed: stand-ins with the names of its classes are enough for the pickler.
     """
     torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
     storage_type = type("FloatStorage", (), {"__module__": "torch"})
@@ -71,6 +71,6 @@ def torch_zip(arrays: dict[str, np.ndarray], monkeypatch, big_endian: bool = Fal
         archive.writestr("weights/data.pkl", text.getvalue())
         archive.writestr("weights/byteorder", "big" if big_endian else "little")
         for i, array in enumerate(arrays.values()):
-            kept = array.ravel(order="K").astype(">f4" if big_endian else "<f4")  # as it lies in memory
+            kept = array.ravel(order="K").astype(">f4" if big_endian else "<f4")  # in the order of memory
             archive.writestr(f"weights/data/{i}", kept.tobytes())
     return file.getvalue()

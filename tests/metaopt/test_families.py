@@ -137,7 +137,7 @@ def test_unrolled_and_stacked_networks_agree_and_so_do_their_derivatives():
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (3, 3, 4, 6), (41,), (40, 1)])
-def test_a_tensor_in_pieces_gets_the_update_of_the_whole(monkeypatch, shape):
+def test_a_tensor_in_tiles_gets_the_update_of_the_whole(monkeypatch, shape):
     """So do derivatives, of one of them: they take long to compile."""
     optimizer = families.build("mlp", hidden=4)
     theta = optimizer.init(jax.random.key(0))
@@ -150,7 +150,7 @@ def test_a_tensor_in_pieces_gets_the_update_of_the_whole(monkeypatch, shape):
     total = lambda theta: jnp.sum(update(theta) ** 2)
     both = lambda theta: (update(theta), jax.grad(total)(theta) if shape == (7, 5) else ())
     whole = jax.jit(lambda theta: both(theta))(theta)
-    monkeypatch.setattr(tiling, "MAX_TILE_ON_CPU", 12)  # leaves a rest in every shape
+    monkeypatch.setattr(tiling, "MAX_TILE_ON_CPU", 12)  # divides no shape evenly
     assert "scan" in str(jax.make_jaxpr(lambda theta: update(theta))(theta))
     cut = jax.jit(lambda theta: both(theta))(theta)
     # Another order of summation.

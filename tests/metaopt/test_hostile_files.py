@@ -1,4 +1,4 @@
-"""Truncated, bit-flipped and hostile files: right weights or one clear error, and nothing is run."""
+"""Truncated, bit-flipped and hostile files: right weights or one clear error, and nothing is executed."""
 
 import collections
 import io
@@ -55,7 +55,7 @@ def test_damaged_files_are_right_or_refused(tmp_path, monkeypatch, name):
     path.write_bytes(data)
     whole = importers.read(path, **options)
     shapes = jax.tree.map(np.shape, whole.theta)
-    # Half of the flips in the first 2 KB, where most containers keep their words.
+    # Half of the flips in the first 2 KB, where most containers have their headers.
     flips = [int(p) for end in (len(data), min(len(data), 2048)) for p in rng.integers(0, end, 150)]
     damaged = [
         data[:position] + bytes([data[position] ^ 1 << rng.integers(8)]) + data[position + 1 :] for position in flips
@@ -160,14 +160,14 @@ def doubled_dict(levels: int) -> bytes:
         (b"K\x01Q", "unsupported pickle instruction BINPERSID"),
         (NDARRAY + b")R", "calls 'numpy.ndarray', which is refused"),
         (text("x") + b")R", "calls 'str', which is refused"),
-        # On a name, BUILD could change what stands in for it, for the next file as well.
+        # On a name, BUILD could change its replacement, for the next file as well.
         (DTYPE + b"}" + text("build") + DTYPE + b"sb", "sets the state of a Name, which is refused"),
         (b"}}b", "sets the state of a dict, which is refused"),
         (b"K\x01K\x01K\x02s", "keys that are not strings"),
         (b"K\x01K\x01a", "appends to something that is not a list"),
         (b"}q\x00" + text("a") + b"h\x00s", "more than 10000 entries"),  # it contains itself
         (doubled_dict(60), "more than 10000 entries"),
-        # What takes 2**60 steps to hash, to print or to count must not be.
+        # To hash, print or count these would take 2**60 steps.
         (b"}" + doubled_tuple(60) + b"K\x01s", "keys that are not strings"),
         (b"ccollections\nOrderedDict\n]" + doubled_tuple(60) + b"K\x01\x86a\x85R", "keys that are not strings"),
         (b"ccollections\nOrderedDict\n" + text("ab") + b"\x85R", "something else than pairs"),

@@ -35,10 +35,10 @@ def haiku_file(path, arrays, **changes) -> str:
     """A msgpack file of entries by path; a change of None removes one."""
     tree: dict = {}
     for name, array in (arrays | changes).items():
-        *parts, last = name.split("/") if "rnn/" not in name else ["rnn_params", "rnn/linear", name[-1]]
+        *parents, last = name.split("/") if "rnn/" not in name else ["rnn_params", "rnn/linear", name[-1]]
         branch = tree
-        for part in parts:
-            branch = branch.setdefault(part, {})
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
         if array is not None:
             branch[last] = array
     return write(path, serialization.msgpack_serialize(tree))
@@ -48,7 +48,7 @@ def entries(name: str) -> dict[str, np.ndarray]:
     return files.read(sample(name)).arrays
 
 
-# What is in a file.
+# Weights that are read.
 
 
 def test_adafac_is_the_golden_optimizer(tmp_path):
@@ -139,7 +139,7 @@ def test_celo_and_what_it_drops(tmp_path):
     scheduler = found.theta["scheduler"]
     same(scheduler["pooled"]["w"], raw["rnn_params/linear_1/w"])
     same(scheduler["direct"]["b"], raw["rnn_params/linear_2/b"])
-    same(scheduler["initial"], {part: raw[f"lstm_init_state/{part}"] for part in ("hidden", "cell")})
+    same(scheduler["initial"], {name: raw[f"lstm_init_state/{name}"] for name in ("hidden", "cell")})
     assert sum(x.size for x in jax.tree.leaves(found.theta)) == 37_089 - 5 - 65 - 19 * 64
     only_scheduler = {p: a for p, a in raw.items() if "ff_mod_stack" not in p and "controls" not in p}
     adam = importers.read(haiku_file(tmp_path / "x", only_scheduler))
@@ -198,7 +198,7 @@ def pylo_velo() -> tuple[dict, dict]:
     theirs = ["mix_layer1", "mix_layer2", "final_mix_layer", "lstm.linear", "rnn_to_controls", "step_size"]
     rnn = {f"{t}.weight": np.ascontiguousarray(raw[f"rnn_params/{n}/w"].T) for n, t in zip(names, theirs, strict=True)}
     rnn |= {f"{t}.bias": raw[f"rnn_params/{n}/b"] for n, t in zip(names, theirs, strict=True)}
-    rnn |= {f"lstm_init_state.{i}": raw[f"lstm_init_state/{part}"] for i, part in enumerate(("hidden", "cell"))}
+    rnn |= {f"lstm_init_state.{i}": raw[f"lstm_init_state/{name}"] for i, name in enumerate(("hidden", "cell"))}
     layer = lambda name: raw[f"ff_mod_stack/~/{name}"]
     first = np.concatenate([layer(f"w0__{i}") for i in range(14)], axis=1)
     mlp = {"input_weights_": first, "hidden_weights_.0": layer("w1"), "output_weights_": layer("w2")}
@@ -284,7 +284,7 @@ def test_open_is_the_flattened_tree_of_flax(tmp_path, hidden, width, num):
     same(found.theta["mlp"], dense)
 
 
-# What is refused.
+# Files that are refused.
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_files_of_something_else_are_refused(tmp_path):
         importers.read(tmp_path / "absent")
 
 
-# As a checkpoint.
+# Checkpoints made from files.
 
 
 def test_a_checkpoint_says_where_it_is_from(tmp_path):
@@ -391,7 +391,7 @@ def test_released_weights_train_a_classifier_of_digits(tmp_path, name, share):
 
 @needs_released
 def test_a_file_that_torch_wrote_is_read():
-    """NiNo's, whose weights are for another place than these families."""
+    """NiNo's, whose weights are of none of these families."""
     arrays = files.read(RELEASED / "nino" / "nino_mlp_h32.pt").arrays
     assert arrays["state_dict/layer_embed.weight"].shape == (15, 32)
     with pytest.raises(UserError, match="holds weights of none of"):

@@ -1,4 +1,4 @@
-"""Parameters spread over devices, tensors larger than their features may be, wrappers."""
+"""Parameters sharded over devices, tensors whose features would not fit into memory, wrappers of Optax."""
 
 import functools
 
@@ -24,7 +24,7 @@ def bind(family: str, **settings):
     return optimizer.bind(optimizer.init(jax.random.key(0)), num_steps=10)
 
 
-def spread(path, shape) -> NamedSharding:
+def sharding_of(path, shape) -> NamedSharding:
     """Fully sharded: the largest axis is split where eight devices divide it."""
     largest = int(np.argmax(shape)) if shape else 0
     names = [("fsdp" if a == largest and n % 8 == 0 else None) for a, n in enumerate(shape)]
@@ -38,7 +38,7 @@ def network(key: int):
 
 
 def place(tree):
-    return jax.tree.map_with_path(lambda path, x: jax.device_put(x, spread(path, x.shape)), tree)
+    return jax.tree.map_with_path(lambda path, x: jax.device_put(x, sharding_of(path, x.shape)), tree)
 
 
 @functools.cache
@@ -75,14 +75,14 @@ def test_state_lies_like_the_parameters_and_stays_there(family):
     same = lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim)
     assert all(jax.tree.leaves(jax.tree.map(same, state, where)))
     held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
-    spread_over = sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim >= 2)
+    of_sharded_tensors = sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim >= 2)
     if family not in ("hand", "velo"):  # the one has two copies only, the other an LSTM for each tensor
-        assert held < 0.3 * spread_over
+        assert held < 0.3 * of_sharded_tensors
 
 
 @pytest.mark.parametrize("spec", [P("fsdp"), P(None, "fsdp")])
 @pytest.mark.parametrize("family", ["small_fc", "velo", "open", "l2o_pa", "coordinate_lstm"])
-def test_a_tensor_in_pieces_stays_where_it_lies(monkeypatch, family, spec):
+def test_a_tensor_in_tiles_stays_on_its_devices(monkeypatch, family, spec):
     """Whichever axis is split: nothing is gathered, and the numbers are those of one device."""
     monkeypatch.setattr(tiling, "MAX_TILE_ON_CPU", 256)
     tx = bind(family)
@@ -131,7 +131,7 @@ def test_a_parameter_that_was_not_placed_is_named():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pieces_keep_their_dtypes_where_constants_are_float64(monkeypatch, family):
+def test_tiles_keep_their_dtypes_where_constants_are_float64(monkeypatch, family):
     monkeypatch.setattr(tiling, "MAX_TILE_ON_CPU", 24)
     with jax.enable_x64(True):
         tx, params = bind(family), {"w": jnp.ones((16, 6), jnp.float32)}

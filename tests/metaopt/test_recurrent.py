@@ -1,4 +1,4 @@
-"""The families that remember every coordinate, and the cells they are made of."""
+"""The families with a recurrent state for every coordinate, and the cells they are built from."""
 
 import flax.linen as nn
 import jax
@@ -92,7 +92,7 @@ smooth = lambda x: 0.5 * jnp.sum((MATRIX @ x - TARGET) ** 2)
 
 
 def constant_heads(optimizer, *values):
-    """A theta whose heads are ``values`` whatever the LSTM remembers."""
+    """A theta whose heads output ``values`` whatever the LSTM's state."""
     theta = optimizer.init(KEY)
     return theta | {"heads": theta["heads"] | {"w1": jnp.zeros((20, len(values))), "b1": jnp.array(values)}}
 
@@ -154,7 +154,7 @@ def test_head_b_asks_for_the_function_it_needs():
         tx.update(jnp.ones(3), tx.init(jnp.ones(3)), jnp.ones(3))
 
 
-def test_meta_gradients_do_not_go_through_what_the_lstm_reads():
+def test_meta_gradients_do_not_flow_through_the_input_of_the_lstm():
     optimizer = families.build("l2o_pa")
     theta = jax.tree.map(lambda x: x + 0.5 * draw(x.size, *x.shape), optimizer.init(KEY))
     tx = optimizer.bind(theta)
@@ -169,7 +169,7 @@ def test_meta_gradients_do_not_go_through_what_the_lstm_reads():
 @pytest.mark.parametrize(
     "family, settings", [("coordinate_lstm", {}), ("coordinate_lstm", {"rule": "rnnprop"}), ("l2o_pa", {})]
 )
-def test_every_coordinate_of_every_tensor_is_a_row_of_its_own(family, settings):
+def test_every_coordinate_of_every_tensor_has_a_state_of_its_own(family, settings):
     optimizer = families.build(family, **settings)
     tx = optimizer.bind(jax.tree.map(lambda x: x + 0.1, optimizer.init(KEY)))
     tree = lambda v: {"a": [v[:6].reshape(2, 3), v[6]], "b": (v[7:].reshape(1, 2, 2),)}
@@ -193,7 +193,7 @@ def test_every_coordinate_of_every_tensor_is_a_row_of_its_own(family, settings):
         ("open", {"noisy": ""}, {"key": KEY, "activations": {"x": jnp.arange(1.0, 7.0)}}),
     ],
 )
-def test_a_tensor_in_pieces_is_remembered_and_learned_from_like_the_whole(monkeypatch, family, settings, extra):
+def test_a_tensor_in_tiles_has_the_state_and_the_meta_gradient_of_the_whole(monkeypatch, family, settings, extra):
     optimizer = families.build(family, **settings)
     theta = jax.tree.map(lambda x: x + 0.1 * draw(x.size, *x.shape), optimizer.init(KEY))
 
@@ -322,7 +322,7 @@ def test_bad_settings_are_named(family, settings, message):
         families.build(family, **settings)
 
 
-def test_the_references_slip_sends_biases_through_the_norm():
+def test_the_references_defect_sends_biases_through_the_norm():
     """Heads start at zero, which the norm makes one: b1 = 1 in place of 0."""
     params, grads = {"w": jnp.array([1.0, -2.0])}, {"w": jnp.array([0.5, 0.3])}
 

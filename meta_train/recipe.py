@@ -133,6 +133,8 @@ class Recipe:
                 f"strategy={self.strategy.name} needs episodes of one length: set shortest and longest to the same, "
                 f"got {self.episodes.shortest} and {self.episodes.longest}"
             )
+        if not self.estimator.sigma:
+            raise UserError("a strategy needs a sigma above 0")
         default = Estimation()
         for name in ONLY_ESTIMATORS:
             if getattr(self.estimator, name) != getattr(default, name):

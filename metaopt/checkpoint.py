@@ -22,7 +22,7 @@ from metaopt.errors import UserError, unknown
 
 FORMAT_VERSION = 2
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
-# Format 1 is older than kinds, and had other names for two settings.
+# Format 1 is older than kinds, and spelled a setting in another way.
 RENAMED_SINCE_FORMAT_1 = {"celo2": {"orthogonalise": "orthogonalize"}}
 
 
@@ -91,6 +91,11 @@ def read(name: str | Path, *, family: Any = None, **settings: Any) -> Checkpoint
             f"unasked: pass family=, the object or path/to/file.py:name"
         )
     learned = families.build(family or manifest["family"], **manifest["config"] | settings)
+    if learned.kind != manifest["kind"]:
+        raise UserError(
+            f"checkpoint {name} is of kind {manifest['kind']}, the family that was given builds a {learned.kind}: give "
+            f"its own family, {manifest['family']}"
+        )
     return Checkpoint(learned, unflatten(read_arrays(folder), _shapes(learned), folder), manifest)
 
 
@@ -123,11 +128,12 @@ def read_manifest(name: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has format version {version!r}, this metaopt reads 1 to {FORMAT_VERSION}: update metaopt"
         )
-    for field in ("family", "config", "sha256"):
+    if version == 1:
+        manifest |= {"format_version": FORMAT_VERSION, "kind": "optimizer"}
+    for field in ("kind", "family", "config", "sha256"):
         if field not in manifest:
             raise UserError(f"{path} is damaged: the field {field!r} is missing")
     if version == 1:
-        manifest |= {"format_version": FORMAT_VERSION, "kind": "optimizer"}
         renamed = RENAMED_SINCE_FORMAT_1.get(manifest["family"], {})
         manifest["config"] = {renamed.get(name, name): value for name, value in manifest["config"].items()}
     return manifest

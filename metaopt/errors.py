@@ -1,7 +1,11 @@
 """Errors a user can mend: one sentence that names the thing and the remedy."""
 
 import difflib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+NO_DEFAULT = inspect.Parameter.empty
 
 
 class UserError(ValueError):
@@ -21,3 +25,36 @@ def check_type(name: str, value: object, default: object) -> None:
     expected = type(default)
     if type(value) is not expected and not (expected is float and type(value) is int):
         raise UserError(f"{name} takes {expected.__name__}, got {value!r}")
+
+
+def keywords_of(function: Callable[..., Any], skip: int = 0) -> tuple[dict[str, Any], bool]:
+    """What a function can be given by keyword.
+
+    Args:
+      function: any callable.
+      skip: how many of its first parameters are left out.
+
+    Returns:
+      Names with their defaults, NO_DEFAULT where there is none; and whether it takes any other name too.
+    """
+    parameters = list(inspect.signature(function).parameters.values())[skip:]
+    named = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+    return named, len(named) < len(parameters)
+
+
+def check_keywords(kind: str, given: dict[str, Any], defaults: dict[str, Any], any_name: bool = False) -> None:
+    """Raises UserError for a keyword that is not known, or of another type than its default.
+
+    Args:
+      kind: what the keywords are, for messages, e.g. "setting of velo".
+      given: keywords and their values.
+      defaults: as ``keywords_of`` returns; a default of None says no type.
+      any_name: whether other names are taken as well.
+    """
+    for name, value in given.items():
+        if name not in defaults:
+            if any_name:
+                continue
+            raise unknown(kind, name, defaults)
+        if defaults[name] is not NO_DEFAULT and defaults[name] is not None:
+            check_type(f"{kind.rpartition(' ')[2]}: {name}", value, defaults[name])

@@ -7,7 +7,6 @@ contract tests find it there. Modules are imported when they are first used.
 
 import dataclasses
 import importlib
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 
 from metaopt import references
 from metaopt.core import Algorithm, Key, Learned, Theta
-from metaopt.errors import UserError, check_type, unknown
+from metaopt.errors import NO_DEFAULT, UserError, check_keywords, keywords_of, unknown
 
 
 class Kind(NamedTuple):
@@ -134,17 +133,12 @@ def defaults(family: Any) -> dict[str, Any]:
     found = find(family)
     if isinstance(found, Learned):
         return {}
-    return {name: value for name, value in _settings(found).items() if value is not inspect.Parameter.empty}
+    return {name: value for name, value in _settings(found)[0].items() if value is not NO_DEFAULT}
 
 
 def check_settings(name: str, found: Any, settings: dict[str, Any]) -> None:
     """Raises UserError for a setting that the family does not have, or of another type than its default."""
-    known = _settings(found)
-    for setting, value in settings.items():
-        if setting not in known:
-            raise unknown(f"setting of {name}", setting, known)
-        if known[setting] is not inspect.Parameter.empty and known[setting] is not None:
-            check_type(f"{name}: {setting}", value, known[setting])
+    check_keywords(f"setting of {name}", settings, *_settings(found))
 
 
 def baselines(kind: str) -> dict[str, Baseline]:
@@ -157,14 +151,12 @@ def _is_module(found: Any) -> bool:
     return hasattr(found, "Config") and hasattr(found, "build")
 
 
-def _settings(found: Any) -> dict[str, Any]:
-    """Names and defaults; ``inspect.Parameter.empty`` where there is no default."""
-    if _is_module(found):
-        return {
-            field.name: field.default if field.default is not dataclasses.MISSING else inspect.Parameter.empty
-            for field in dataclasses.fields(found.Config)
-        }
-    return {name: parameter.default for name, parameter in inspect.signature(found).parameters.items()}
+def _settings(found: Any) -> tuple[dict[str, Any], bool]:
+    """Settings with their defaults, and whether others are taken as well."""
+    if not _is_module(found):
+        return keywords_of(found)
+    fields = dataclasses.fields(found.Config)
+    return {f.name: NO_DEFAULT if f.default is dataclasses.MISSING else f.default for f in fields}, False
 
 
 def _narrow(init: Callable[[Key], Theta]) -> Callable[[Key], Theta]:

@@ -4,7 +4,6 @@ To add one, write its constructor and add its line to ESTIMATORS; the contract t
 find it there.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from meta_train.estimators import backprop, bmg, es, forward, pes_analytic
 from meta_train.estimators.samples import Sampling
 from metaopt import references
 from metaopt.core import Estimator, InnerProblem
-from metaopt.errors import UserError, check_type, unknown
+from metaopt.errors import UserError, check_keywords, keywords_of, unknown
 
 ESTIMATORS = {
     "backprop": backprop.backprop,
@@ -70,13 +69,7 @@ def find(name: Any) -> Callable[..., Any]:
 
 def check(name: Any, options: dict[str, Any]) -> None:
     """Raises UserError for an unknown estimator, an unknown option of it, or an option of the wrong type."""
-    known = list(inspect.signature(find(name)).parameters.values())[3:]
-    defaults = {parameter.name: parameter.default for parameter in known}
-    for option, value in options.items():
-        if option not in defaults:
-            raise unknown(f"option of {label(name)}", option, defaults)
-        if defaults[option] is not inspect.Parameter.empty:
-            check_type(f"{label(name)}: {option}", value, defaults[option])
+    check_keywords(f"option of {label(name)}", options, *keywords_of(find(name), skip=3))
 
 
 def label(name: Any) -> str:

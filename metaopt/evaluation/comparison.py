@@ -50,7 +50,7 @@ class Comparison:
 
 def evaluate(
     algorithms: Mapping[str, Any] | Sequence[str | Path] | str | Path,
-    tasks: Sequence[Task],
+    tasks: Sequence[Task] | Task,
     *,
     baselines: Sequence[str] | Mapping[str, Baseline] | None = None,
     num_steps: int = 2000,
@@ -67,7 +67,7 @@ def evaluate(
     Args:
       algorithms: names or folders of checkpoints; or, by the name to show, any of: such a name or
         folder, a ``Checkpoint``, a function ``num_steps -> algorithm``.
-      tasks: with names that differ.
+      tasks: one or several, with names that differ.
       baselines: names of ``families.baselines`` of the algorithms' kind, or own ones by name; the first
         is the reference that targets come from. None is the first three of the kind. Where there is
         no baseline, the first algorithm is the reference.
@@ -85,6 +85,11 @@ def evaluate(
       UserError: for a name that is unknown or occurs twice, a kind that does not solve a task, or a
         folder that cannot be written.
     """
+    if isinstance(tasks, str):
+        raise UserError(
+            f"tasks are objects here, got {tasks!r}: pass tasks.suites.build({tasks!r}), or use the command line"
+        )
+    tasks = tasks if isinstance(tasks, Sequence) else [tasks]
     settings = Settings(num_steps=num_steps, seeds=seeds, tuning_seeds=tuning_seeds, draws=draws)
     if isinstance(algorithms, str | Path):
         algorithms = [algorithms]

@@ -20,7 +20,9 @@ def loss_curves(title: str, methods: dict[str, list[Row]], num_steps: int) -> st
             steps = np.linspace(0, num_steps, losses.shape[1])
             axes.plot(steps, losses.T, color=f"C{i}", alpha=0.2, linewidth=0.7)
             axes.plot(steps, _median(losses), color=f"C{i}", linewidth=2, label=name)
-        axes.set(title=f"{title}: {split}", xlabel="steps", yscale="log")
+        # Returns are negative losses, which a logarithm would hide.
+        positive = all(np.all(curves(rows, split) > 0) for rows in methods.values())
+        axes.set(title=f"{title}: {split}", xlabel="steps", yscale="log" if positive else "linear")
         axes.grid(alpha=0.3, which="both", linewidth=0.5)
     figure.axes[0].set_ylabel("loss")
     figure.axes[1].legend(fontsize=8)

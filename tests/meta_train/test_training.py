@@ -96,7 +96,10 @@ def test_a_kind_that_does_not_solve_a_task_is_refused_in_one_sentence():
         ({"family": 3}, "int is no family: give a metaopt.core.Learned"),
         ({"family": Family(tuned_sgd, {"rate": 1})}, "Learned is a Learned and takes no settings, got rate"),
         ({"tasks": "quadratic"}, "did you mean 'quadratics'?"),
-        ({"tasks": (3,)}, "int is no task: it lacks name, solved_by, traits, sample, init, start, step, solution, evaluate"),
+        (
+            {"tasks": (3,)},
+            "int is no task: it lacks name, solved_by, traits, sample, init, start, step, solution, evaluate",
+        ),
         ({"estimator": 3}, "3 is no estimator: give a constructor"),
         ({"estimator": Estimation(num_samples=8, window=11)}, "window cannot be longer than the shortest episode"),
         ({"strategy": "cma"}, "unknown strategy 'cma'; did you mean 'cma_es'?"),

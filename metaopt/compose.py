@@ -1,4 +1,4 @@
-"""Clipping, muP, weight decay and a schedule around any optimizer, in one order."""
+"""Gradient clipping, muP, weight decay and a schedule around any optimizer, in a fixed order."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import jax
 import optax
 
 from metaopt import mup
+from metaopt.core import Params
 
 
 def compose(
@@ -13,7 +14,7 @@ def compose(
     *,
     clip: float | None = None,
     multipliers: Any = None,
-    weight_decay: float = 0.0,
+    weight_decay: float | jax.Array = 0.0,
     decay_mask: Any = None,
     schedule: optax.Schedule | None = None,
     pylo_decay: bool = False,
@@ -22,51 +23,59 @@ def compose(
 
         p <- p + schedule(t) * (multipliers * tx(clip(g)) - weight_decay * p)
 
-    Clipping comes first, as the accumulators should not see what is cut off. The decay is
-    decoupled: it neither enters the accumulators nor changes with width. The schedule is a
-    factor, 1 for what ``tx`` does by itself, and comes last: it scales the decay too.
-    ``optax.add_decayed_weights`` has the other sign: after an optimizer it would make
-    weights grow.
+    Clipping comes first, so that accumulators average clipped gradients. The decay is decoupled: it
+    neither enters the accumulators nor changes with width. The schedule is a factor, 1 for the step
+    size that ``tx`` has by itself, and comes last: it scales the decay too.
+    ``optax.add_decayed_weights`` has the other sign: after an optimizer it would make weights grow.
 
-    A parameter that gets no gradient (None) still decays: leave it out of ``decay_mask``. With
-    ``multipliers`` it cannot stand inside ``optax.masked``, where the trees differ.
+    A parameter without a gradient (None) still decays, unless ``decay_mask`` leaves it out. With
+    ``multipliers`` the result cannot be used inside ``optax.masked``, where the trees differ.
 
     Args:
-      tx: e.g. what ``metaopt.load`` returns, or ``optax.adam(rate)``.
-      clip: largest global norm of the gradients.
-      multipliers: a tree like the parameters, see ``metaopt.mup``.
-      weight_decay: for each step, the learning rate included.
-      decay_mask: a tree of bools like the parameters or a function that makes one: which decay.
-      schedule: ``step t = 0, 1, ... -> factor``.
-      pylo_decay: weights decay after they have moved, by the multiplier too, as PyLO's do:
+      tx: an optimizer, e.g. ``metaopt.load(name)`` or ``optax.adam(rate)``.
+      clip: largest global norm of the gradients; None for no clipping.
+      multipliers: tree of muP multipliers like the parameters, see ``metaopt.mup``.
+      weight_decay: fraction by which weights shrink in a step, i.e. including the learning rate.
+      decay_mask: tree of bools like the parameters, true for those that decay, or a function from
+        the parameters to it; None for all.
+      schedule: function from the step t = 0, 1, ... to a factor.
+      pylo_decay: whether weights decay as in PyLO, after the update and by the multiplier too:
         p <- (1 - multiplier * weight_decay) * (p + multiplier * update).
+
+    Returns:
+      An Optax transformation that passes extra arguments such as ``value`` on to ``tx``.
 
     Raises:
       ValueError: for a negative ``clip`` or ``weight_decay``.
     """
     for name, value in (("clip", clip), ("weight_decay", weight_decay)):
-        if isinstance(value, int | float) and value < 0:  # what is learned is an array
+        if isinstance(value, int | float) and value < 0:  # a learned decay is an array, and not checked
             raise ValueError(f"{name} must not be negative, got {value}")
-    parts = [] if clip is None else [optax.clip_by_global_norm(clip)]
-    parts.append(tx)
+    chain = [] if clip is None else [optax.clip_by_global_norm(clip)]
+    chain.append(tx)
     if multipliers is not None:
-        parts.append(mup.scale_updates(multipliers))
+        chain.append(mup.scale_updates(multipliers))
     if pylo_decay:
-        parts.append(_decay_what_moved(weight_decay, multipliers, decay_mask))
+        chain.append(_decay_after_update(weight_decay, multipliers, decay_mask))
     elif not isinstance(weight_decay, int | float) or weight_decay:
-        parts.append(optax.add_decayed_weights(-weight_decay, decay_mask))
+        chain.append(optax.add_decayed_weights(-weight_decay, decay_mask))
     if schedule is not None:
-        parts.append(optax.scale_by_schedule(schedule))
-    return optax.with_extra_args_support(optax.chain(*parts))
+        chain.append(optax.scale_by_schedule(schedule))
+    return optax.with_extra_args_support(optax.chain(*chain))
 
 
-def _decay_what_moved(weight_decay: float, multipliers: Any, mask: Any) -> optax.GradientTransformation:
-    def decay(updates, params):
-        everywhere = lambda value: jax.tree.map(lambda p: value, params)
-        scales = everywhere(1.0) if multipliers is None else multipliers
-        chosen = everywhere(True) if mask is None else mask(params) if callable(mask) else mask
-        return jax.tree.map(
-            lambda u, p, m, c: u - (c * m * weight_decay * (p + u)).astype(u.dtype), updates, params, scales, chosen
-        )
+def _decay_after_update(weight_decay: Any, multipliers: Any, mask: Any) -> optax.GradientTransformation:
+    """Shrinks the parameters as they are after the update."""
+
+    def decay_tensor(u: jax.Array, p: jax.Array, multiplier: Any, decays: Any) -> jax.Array:
+        return u - (decays * multiplier * weight_decay * (p + u)).astype(u.dtype)
+
+    def decay(updates: Params, params: Params) -> Params:
+        scales = jax.tree.map(lambda p: 1.0, params) if multipliers is None else multipliers
+        if mask is None:
+            decays = jax.tree.map(lambda p: True, params)
+        else:
+            decays = mask(params) if callable(mask) else mask
+        return jax.tree.map(decay_tensor, updates, params, scales, decays)
 
     return optax.stateless(decay)

@@ -1,5 +1,6 @@
-"""Where an optimizer's state lives when the parameters are spread over devices."""
+"""The sharding of an optimizer's state, given that of the parameters."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,24 +8,26 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from metaopt.core import Params, PyTree
 
-def state_sharding(tx: optax.GradientTransformation, params: Any) -> Any:
-    """The sharding of ``tx.init(params)``: every array of a tensor lies as the tensor does.
 
-        place = state_sharding(tx, params)
-        state = jax.jit(tx.init, out_shardings=place)(params)
+def state_sharding(tx: optax.GradientTransformation, params: Params) -> PyTree:
+    """The sharding of ``tx.init(params)``, in which the state of each parameter is sharded like it.
 
-    An axis of the state that has the length of the parameter's axis is spread like it;
-    one that was averaged over, a further axis and whatever belongs to no tensor are whole on
-    every device. Give a jitted step ``out_shardings`` of the parameters and of the state, and
-    they stay where they are.
+        shardings = state_sharding(tx, params)
+        state = jax.jit(tx.init, out_shardings=shardings)(params)
+
+    An axis of an array in the state is sharded like the parameter's axis if it has the same length.
+    Axes that were averaged over, further axes, and arrays that belong to no parameter are replicated
+    on every device. A jitted step keeps parameters and state in place if ``out_shardings`` names the
+    shardings of both.
 
     Args:
       tx: any Optax transformation whose state holds trees like the parameters.
       params: arrays, or ``jax.ShapeDtypeStruct``s, with a NamedSharding each.
 
     Returns:
-      A tree like the state, of NamedShardings.
+      A tree of NamedShardings like the state.
 
     Raises:
       ValueError: naming the first parameter without a NamedSharding; for a mesh with
@@ -43,28 +46,38 @@ def state_sharding(tx: optax.GradientTransformation, params: Any) -> Any:
         )
     state = jax.eval_shape(tx.init, params)
 
-    def of_subtree(tree):
-        if not _is_like(params, tree):
-            return jax.tree.map(lambda x: NamedSharding(mesh, P()), tree)
-        return jax.tree.map(lambda p, part: jax.tree.map(lambda x: _spread_like(p, x), part), params, tree)
+    is_like_params = functools.partial(_is_like, params)
 
-    return jax.tree.map(of_subtree, state, is_leaf=lambda tree: _is_like(params, tree))
+    def shard(subtree: PyTree) -> PyTree:
+        if not is_like_params(subtree):
+            return jax.tree.map(lambda x: NamedSharding(mesh, P()), subtree)
+        return jax.tree.map(_like_parameter, params, subtree)
+
+    return jax.tree.map(shard, state, is_leaf=is_like_params)
 
 
-def _is_like(params, tree) -> bool:
-    """Whether a tree has, in place of every parameter, arrays of its shape or of averages over it."""
+def _is_like(params: PyTree, tree: PyTree) -> bool:
+    """Whether a tree has, in place of every parameter, a subtree of arrays of its shape or of averages over it."""
     try:
-        parts = jax.tree.structure(params).flatten_up_to(tree)
+        subtrees = jax.tree.structure(params).flatten_up_to(tree)
     except (ValueError, TypeError):
         return False
-    if parts and all(not hasattr(part, "ndim") and _is_like(params, part) for part in parts):
-        return False  # as many decays as parameters: a tuple of trees that are like the parameters
-    fits = lambda p, x: x.ndim >= p.ndim and all(n in (1, m) for n, m in zip(x.shape, p.shape, strict=False))
-    return all(
-        fits(p, x) for p, part in zip(jax.tree.leaves(params), parts, strict=True) for x in jax.tree.leaves(part)
-    )
+    if subtrees and all(not hasattr(subtree, "ndim") and _is_like(params, subtree) for subtree in subtrees):
+        return False  # there are as many decays as parameters: a tuple of trees like the parameters
+    pairs = zip(jax.tree.leaves(params), subtrees, strict=True)
+    return all(_fits(p, x) for p, subtree in pairs for x in jax.tree.leaves(subtree))
 
 
-def _spread_like(p, x) -> NamedSharding:
-    names = zip(p.shape, x.shape, p.sharding.spec, strict=False)  # trailing axes have none
-    return NamedSharding(p.sharding.mesh, P(*(name if m == n else None for m, n, name in names)))
+def _fits(p: Any, x: Any) -> bool:
+    """Whether x has the axes of p, each of the same size or 1, and possibly more."""
+    return x.ndim >= p.ndim and all(n in (1, m) for n, m in zip(x.shape, p.shape, strict=False))
+
+
+def _like_parameter(p: Any, subtree: PyTree) -> PyTree:
+    """Shardings of the arrays that belong to a parameter."""
+
+    def sharding(x: Any) -> NamedSharding:
+        axes = zip(p.shape, x.shape, p.sharding.spec, strict=False)  # a spec may leave out trailing axes
+        return NamedSharding(p.sharding.mesh, P(*(name if m == n else None for m, n, name in axes)))
+
+    return jax.tree.map(sharding, subtree)

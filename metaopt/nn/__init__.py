@@ -1,0 +1,1 @@
+"""Networks that learned algorithms are built from."""

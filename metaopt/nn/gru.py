@@ -12,11 +12,16 @@ from metaopt.core import Key, Theta
 
 
 def init(key: Key, num_in: int, hidden: int) -> Theta:
-    """Weights of the gates r, z, n side by side.
+    """Initial weights, those of the gates r, z, n side by side.
 
-    ``wi`` (num_in, 3 * hidden) is normal, cut at two standard deviations of 1/sqrt(num_in);
-    ``wh`` (hidden, 3 * hidden) is orthogonal, gate by gate; ``bi`` (3 * hidden,) and ``bh``
-    (hidden,), which belongs to n alone, are zero.
+    ``wi`` (num_in, 3 * hidden) is truncated normal of scale 1/sqrt(num_in), cut at two standard
+    deviations; ``wh`` (hidden, 3 * hidden) is orthogonal, gate by gate; ``bi`` (3 * hidden,) and
+    ``bh`` (hidden,), which only the gate n has, are zero.
+
+    Args:
+      key: random key.
+      num_in: number of input features.
+      hidden: number of units.
     """
     k_in, k_hidden = jax.random.split(key)
     orthogonal = jax.random.orthogonal(k_hidden, hidden, (3,))
@@ -29,15 +34,18 @@ def init(key: Key, num_in: int, hidden: int) -> Theta:
 
 
 def step(weights: Theta, x: jax.Array, hidden: jax.Array) -> jax.Array:
-    """The next hidden state, also the output, of every row.
+    """One step: the new hidden state, which is also the output.
 
         r, z = sigmoid(split(x wi + h wh + bi)),   n = tanh(x wi_n + bi_n + r (h wh_n + bh))
         h' = (1 - z) n + z h
 
     Args:
-      weights: as ``init`` returns.
-      x: (..., num_in).
-      hidden: (..., hidden).
+      weights: weights as ``init`` returns them.
+      x: input, (..., num_in).
+      hidden: hidden state, (..., hidden).
+
+    Returns:
+      (..., hidden).
     """
     from_x = jnp.split(x @ weights["wi"] + weights["bi"], 3, axis=-1)
     from_h = jnp.split(hidden @ weights["wh"], 3, axis=-1)

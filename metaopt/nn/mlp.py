@@ -1,9 +1,8 @@
-"""The tiny network that is applied to every parameter.
+"""A multi-layer perceptron that is applied to every parameter of a tensor.
 
-Stacking the channels of a tensor on a new last axis and multiplying by a matrix is
-bound by memory; here the channels stay apart and "sum_i w_ij * f_i" is left to the
-compiler, which fuses it into one loop over the tensor. Row and column channels are
-summed before they are broadcast.
+Stacking the channels of a tensor on a new axis and multiplying by a matrix is limited by memory
+bandwidth; here the channels stay separate arrays, and the compiler fuses "sum_i w_ij * f_i" into one
+loop over the tensor. Channels of size 1 on an axis are summed before they are broadcast.
 """
 
 import functools
@@ -15,13 +14,17 @@ import jax.numpy as jnp
 
 from metaopt.core import Key, Theta
 
-UNROLL_UP_TO = 8  # hidden units; wider layers are matrix products
+MAX_UNROLLED_WIDTH = 8  # units of the first hidden layer; wider networks use matrix products
 
 
 def init(key: Key, sizes: Sequence[int]) -> Theta:
-    """Dense layers ``{"w0": (in, out), "b0": (out,), ...}``.
+    """Initial weights ``{"w0": (in, out), "b0": (out,), ...}``.
 
-    Weights are normal, cut at two standard deviations of 1/sqrt(in); biases zero.
+    Weights are truncated normal of scale 1/sqrt(in), cut at two standard deviations; biases are zero.
+
+    Args:
+      key: random key.
+      sizes: number of input channels, then of units in each layer.
     """
     weights = {}
     for layer, (num_in, num_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
@@ -35,26 +38,26 @@ def apply(weights: Theta, channels: Sequence[jax.Array], shape: tuple[int, ...])
     """Runs the network on every element of a tensor.
 
     Args:
-      weights: as ``init`` returns; ``w0`` has a row for each channel.
+      weights: weights as ``init`` returns them; ``w0`` has a row for each channel.
       channels: arrays broadcastable to ``shape``.
-      shape: of the tensor.
+      shape: shape of the tensor.
 
     Returns:
       One array of ``shape`` for each unit of the last layer.
     """
-    wide = weights["w0"].shape[1] > UNROLL_UP_TO
+    wide = weights["w0"].shape[1] > MAX_UNROLLED_WIDTH
     return list((_stacked if wide else _unrolled)(weights, list(channels), shape))
 
 
 def _stacked(weights: Theta, channels: list[jax.Array], shape: tuple[int, ...]) -> jax.Array:
-    """The network as matrix products, feature-major: (num_out, *shape)."""
-    rows = jnp.stack([jnp.broadcast_to(f, shape) for f in channels])
+    """The network as matrix products, units on the first axis: (num_out, *shape)."""
+    units = jnp.stack([jnp.broadcast_to(f, shape) for f in channels])
     num_layers = len(weights) // 2
     for layer in range(num_layers):
         bias = weights[f"b{layer}"].reshape(-1, *[1] * len(shape))
-        rows = jnp.tensordot(weights[f"w{layer}"].T, rows, axes=1) + bias
-        rows = jax.nn.relu(rows) if layer < num_layers - 1 else rows
-    return rows
+        units = jnp.tensordot(weights[f"w{layer}"].T, units, axes=1) + bias
+        units = jax.nn.relu(units) if layer < num_layers - 1 else units
+    return units
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -70,8 +73,8 @@ def _unrolled(weights: Theta, channels: list[jax.Array], shape: tuple[int, ...])
 
 @_unrolled.defjvp
 def _differentiate_stacked(shape, primals, tangents):
-    # Each weight's derivative is a sum over the tensor: unrolled, that is hundreds of
-    # loops that each recompute the features, and a minute of compilation.
+    # The derivative of each weight is a sum over the tensor: unrolled, that is hundreds of
+    # loops that each recompute the channels, and a minute of compilation.
     stacked = lambda weights, channels: list(_stacked(weights, channels, shape))
     return jax.jvp(stacked, primals, tangents)
 
@@ -84,7 +87,7 @@ def _scalars(matrix: jax.Array) -> list[list[jax.Array]]:
 
 
 def _weighted_sum(arrays: Sequence[jax.Array], weights: Sequence[jax.Array], bias: jax.Array) -> jax.Array:
-    """``bias + sum_i weights[i] * arrays[i]``, arrays of one shape added up first."""
+    """``bias + sum_i weights[i] * arrays[i]``; arrays of one shape are summed before they are broadcast."""
     sums: dict[tuple[int, ...], jax.Array] = {}
     for w, f in zip(weights, arrays, strict=True):
         sums[f.shape] = sums[f.shape] + w * f if f.shape in sums else w * f

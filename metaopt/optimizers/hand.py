@@ -97,7 +97,7 @@ def build(config: Config = Config()) -> Learned:
 
 
 def learning_rate(
-    config: Config, theta: Theta, step: jax.Array | int, num_steps: jax.Array | int | None = None
+    config: Config, theta: Theta, step: jax.Array | np.ndarray | int, num_steps: jax.Array | int | None = None
 ) -> jax.Array:
     """The learning rate of a step t = 0, 1, ... of T = ``num_steps``.
 

@@ -1,4 +1,4 @@
-"""The door all families go through."""
+"""The wrapper that turns every family's update rule into an Optax transformation."""
 
 import jax.numpy as jnp
 import pytest

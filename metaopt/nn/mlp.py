@@ -72,10 +72,12 @@ def _unrolled(weights: Theta, channels: list[jax.Array], shape: tuple[int, ...])
 
 
 @_unrolled.defjvp
-def _differentiate_stacked(shape, primals, tangents):
+def _differentiate_stacked(shape: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple[list, list]:
     # The derivative of each weight is a sum over the tensor: unrolled, that is hundreds of
     # loops that each recompute the channels, and a minute of compilation.
-    stacked = lambda weights, channels: list(_stacked(weights, channels, shape))
+    def stacked(weights: Theta, channels: list[jax.Array]) -> list[jax.Array]:
+        return list(_stacked(weights, channels, shape))
+
     return jax.jvp(stacked, primals, tangents)
 
 

@@ -48,6 +48,7 @@ class Config:
 
     @property
     def fixed_names(self) -> list[str]:
+        """Names of the entries of theta that are not learned."""
         return self.fixed.split(",") if self.fixed else []
 
 

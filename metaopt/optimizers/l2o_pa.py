@@ -53,6 +53,7 @@ class Config:
 
     @property
     def names(self) -> list[str]:
+        """Names of the learned coefficients, in the order of the network's outputs."""
         return self.heads.split(",")
 
 

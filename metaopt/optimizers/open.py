@@ -11,6 +11,7 @@ With a single update or a single epoch, progress is 0 / 0 in the reference and 0
 
 import collections
 import dataclasses
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -117,7 +118,7 @@ def build(config: Config = Config()) -> Learned:
         ) -> tuple[Params, State]:
             del value
             momentum = tuple(
-                jax.tree.map(lambda m, g, b=b: ema(b, m, g), old, grads)
+                jax.tree.map(functools.partial(ema, b), old, grads)
                 for b, old in zip(MOMENTUM_DECAYS, state.momentum, strict=True)
             )
             training_progress, epoch_progress = _progress(state.step, num_steps, config)

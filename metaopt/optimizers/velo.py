@@ -6,6 +6,7 @@ research/general_lopt/hyper_v2.py.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -77,8 +78,9 @@ def build(config: Config = Config()) -> Learned:
     def init(key: Key) -> Theta:
         k_bank, k_recurrent = jax.random.split(key)
         heads = {"controls": config.bank, "step_size": 1}
+        init_network = functools.partial(mlp.init, sizes=LAYER_SIZES)
         return {
-            "bank": jax.vmap(lambda key: mlp.init(key, LAYER_SIZES))(jax.random.split(k_bank, config.bank)),
+            "bank": jax.vmap(init_network)(jax.random.split(k_bank, config.bank)),
             **recurrent.init(k_recurrent, NUM_INPUTS, config.hidden, heads),
         }
 

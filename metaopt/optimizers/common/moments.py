@@ -7,6 +7,7 @@ in place.
 
 import collections
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -97,7 +98,7 @@ def map_tensors(
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(arguments[i] for i in indices))
         outputs = jax.vmap(of_kind)(*stacked)
         for place, i in enumerate(indices):
-            results[i] = jax.tree.map(lambda x, place=place: x[place], outputs)
+            results[i] = jax.tree.map(operator.itemgetter(place), outputs)
     return structure.unflatten([results[i] for i in range(len(arguments))])
 
 

@@ -73,7 +73,8 @@ def build(config: Config = Config()) -> Learned:
         tree like the parameters with that array in place of each layer, e.g.
         ``{"actor": {"Dense_0": a}}`` for ``{"actor": {"Dense_0": {"kernel": ..., "bias": ...}}}``.
         Without it all neurons count as equally active.
-      key: random key that z is drawn from; without it there is no noise.
+      key: random key that z is drawn from; there is no noise without it, or where no parameter is
+        under ``noisy``.
       noise: z itself, a tree like the parameters, instead of ``key``.
 
     A layer is the tensors whose paths differ only in the last name, as in ``{"Dense_0": {"kernel":
@@ -259,7 +260,7 @@ def _noise(key: Key | None, noise: PyTree | None, params: Params, config: Config
     else:
         draws = [0.0] * len(leaves)
     gets_noise = [not config.noisy or config.noisy in _names(path) for path, _ in leaves]
-    if (key is not None or noise is not None) and not any(gets_noise):
+    if noise is not None and not any(gets_noise):  # a key comes from every task, whatever its parameters are called
         names = ", ".join(sorted({_names(path)[0] for path, _ in leaves if path}))
         raise ValueError(
             f"open: no parameter is under {config.noisy!r} to be given noise (there are {names}): set noisy"

@@ -250,6 +250,16 @@ def test_open_adds_noise_to_the_actor_and_takes_the_mean_from_all(open_update):
         assert abs(optax.tree.sum(updates)) < 1e-8 * optax.tree.size(updates)  # a sum of steps of about 1e-3
 
 
+def test_open_has_no_noise_where_no_parameter_is_called_so():
+    """Tasks pass a key whatever their parameters are called; noise that was made for them is another matter."""
+    optimizer, params = families.build("open"), {"w0": jnp.ones((2, 3)), "b0": jnp.ones(3)}
+    tx = optimizer.bind(optimizer.init(KEY), num_steps=8)
+    update = lambda **extra: tx.update(params, tx.init(params), params, **extra)[0]
+    jax.tree.map(np.testing.assert_array_equal, update(key=KEY), update())
+    with pytest.raises(ValueError, match="no parameter is under 'actor' to be given noise .* set noisy"):
+        update(noise=params)
+
+
 def test_open_progress_counts_updates_and_epochs_and_survives_one_of_each():
     config = open.Config(num_minibatches=3, num_epochs=2)
     progress = [open._progress(jnp.int32(t), 18, config) for t in range(18)]

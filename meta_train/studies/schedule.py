@@ -1,10 +1,10 @@
-"""Learned learning-rate schedules beside the best of a grid: ``metaopt schedule-study``.
+"""Schedule study, ``metaopt schedule-study``: learned learning-rate schedules and the best of a grid.
 
     rate / (1 + t / Q)^decay
 
-Meta-trained runs of the ``hand`` family have learned both numbers; the grid tries every
-pair of RATES and DECAYS on seeds of its own. All are measured on fresh seeds, by what they
-were all chosen for: the validation loss, averaged along a run.
+Meta-training runs with the ``hand`` family have learned rate and decay; the grid is every pair of
+RATES and DECAYS, tuned on separate seeds. All schedules are measured on fresh seeds by the
+quantity that they were chosen for, the validation loss averaged over training.
 """
 
 import json
@@ -28,27 +28,29 @@ from metaopt.optimizers import hand
 
 RATES = tuple(float(f"{rate:.3g}") for rate in 10 ** np.linspace(-3, -0.5, 8))
 DECAYS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
-POINTS = 25  # measurements along a run, at most
+POINTS = 25  # largest number of measurements during a training
 GRID, CONSTANT = "best of the grid", "best constant rate"
 
 
 def write(run_dirs: list[Path], out: Path, seeds: int = 20, tuning_seeds: int = 3) -> dict[str, Any]:
-    """Writes ``schedule.json`` and ``schedule.png`` to ``out`` and returns what the first holds.
+    """Writes ``schedule.json`` and ``schedule.png``, and returns the contents of the first.
 
     Args:
-      run_dirs: runs that differ in how they were meta-trained, not in what; one at least.
-      out: folder.
-      seeds: reported runs of each optimizer.
-      tuning_seeds: runs of each point of the grid.
+      run_dirs: run directories, at least one; the runs have the same tasks, settings and lengths
+        of episodes, and may differ in all other settings.
+      out: folder for the two files.
+      seeds: number of seeds that are reported for each optimizer.
+      tuning_seeds: number of seeds for each point of the grid.
 
     Raises:
-      UserError: for runs that learn something else or cannot be compared.
+      UserError: if a run does not learn rate and decay of ``hand``, the runs cannot be compared,
+        or the folder cannot be written.
     """
     recipe = _common_recipe(run_dirs)
     try:
-        out.mkdir(parents=True, exist_ok=True)  # before minutes are spent on what goes there
+        out.mkdir(parents=True, exist_ok=True)  # before minutes of computation
     except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}") from error
+        raise UserError(f"cannot write to {out}: {error.strerror}; choose another with --out") from error
     result = study(recipe, run_dirs, seeds, tuning_seeds)
     (out / "schedule.json").write_text(json.dumps(result) + "\n")
     draw(result).savefig(out / "schedule.png", dpi=110)
@@ -56,7 +58,17 @@ def write(run_dirs: list[Path], out: Path, seeds: int = 20, tuning_seeds: int = 
 
 
 def study(recipe: Recipe, run_dirs: list[Path], seeds: int, tuning_seeds: int) -> dict[str, Any]:
-    """Measures the grid and the runs; plain JSON values, null for what is not finite."""
+    """Measures the grid and the runs.
+
+    Args:
+      recipe: recipe of the runs.
+      run_dirs: run directories.
+      seeds: number of seeds that are reported for each optimizer.
+      tuning_seeds: number of seeds for each point of the grid.
+
+    Returns:
+      JSON values, None for numbers that are not finite.
+    """
     (task,) = recipe.build_tasks()
     config = hand.Config(**recipe.family.settings)
     optimizer = hand.build(config)
@@ -64,7 +76,8 @@ def study(recipe: Recipe, run_dirs: list[Path], seeds: int, tuning_seeds: int) -
     every = next(k for k in range(-(-num_steps // POINTS), num_steps + 1) if num_steps % k == 0)
     train = trainer(task, lambda theta: optimizer.bind(theta, num_steps=num_steps), num_steps, every)
 
-    def measure(thetas: list[Theta], seed: int, num: int):
+    def measure(thetas: list[Theta], seed: int, num: int) -> Any:
+        """The Curves of all thetas and seeds, as NumPy arrays."""
         stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *thetas)
         return jax.device_get(train(stacked, jax.random.key(3), jax.random.split(jax.random.key(seed), num)))
 
@@ -72,7 +85,7 @@ def study(recipe: Recipe, run_dirs: list[Path], seeds: int, tuning_seeds: int) -
         chosen = {"log_learning_rate": jnp.log(jnp.float32(rate)), "decay": jnp.float32(decay)}
         return optimizer.init(jax.random.key(0)) | chosen
 
-    # A row of the grid at a time: all of it at once would not stay in cache.
+    # One row of the grid at a time, because the whole grid would not fit into the cache.
     tuned = [measure([point(rate, decay) for rate in RATES], 1, tuning_seeds) for decay in DECAYS]
     surface = np.array([statistics.median(_along(curves.valid)) for curves in tuned])
     best = np.unravel_index(np.argmin(surface), surface.shape)
@@ -111,8 +124,12 @@ def study(recipe: Recipe, run_dirs: list[Path], seeds: int, tuning_seeds: int) -
 
 
 def table(result: dict[str, Any]) -> str:
-    """The optimizers, a line each: losses on fresh seeds and what was spent to find them."""
-    show = lambda triple: f"{triple[0]:.4f} [{triple[1]:.4f}, {triple[2]:.4f}]"
+    """A text table with the losses of each optimizer on fresh seeds and the inner steps spent to find it."""
+
+    def show(triple: list[float]) -> str:
+        middle, low, high = triple
+        return f"{middle:.4f} [{low:.4f}, {high:.4f}]"
+
     lines = [f"{'':20} {'mean valid':24} {'final valid':24} {'test':24} rate     decay  inner steps spent"]
     for name, o in result["optimizers"].items():
         losses = " ".join(f"{show(o[key]):24}" for key in ("mean_valid", "final_valid", "test"))
@@ -121,7 +138,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Schedules, validation losses, and the path of each run over the surface of the grid."""
+    """Draws schedules, validation losses, and the path of each run over the surface of the grid."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     schedules, losses, surface = figure.subplots(1, 3)
     steps = result["steps"]
@@ -153,13 +170,16 @@ def draw(result: dict[str, Any]) -> Figure:
 
 
 def _common_recipe(run_dirs: list[Path]) -> Recipe:
+    """The recipe of the first run. Raises UserError if the runs cannot be compared."""
     if len({path.name for path in run_dirs}) < len(run_dirs):
         raise UserError("runs are told apart by the names of their folders: give them different ones")
     recipes = [directory.read_recipe(path) for path in run_dirs]
     for path, recipe in zip(run_dirs, recipes, strict=True):
         learns = recipe.family.settings
         if recipe.family.name != "hand" or not learns.get("decay_steps") or learns.get("num_tensors"):
-            raise UserError(f"{path} learns no rate and decay of hand: meta-train mnist-schedule, or the like of it")
+            raise UserError(
+                f"{path} learns no rate and decay of hand: meta-train the recipe mnist-schedule, or a similar one"
+            )
         for name, ours, theirs in _comparable(recipe, recipes[0]):
             if ours != theirs:
                 raise UserError(f"{path} and {run_dirs[0]} cannot be compared: they differ in {name}")
@@ -167,7 +187,7 @@ def _common_recipe(run_dirs: list[Path]) -> Recipe:
 
 
 def _comparable(recipe: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
-    """What two recipes have to have in common, by name."""
+    """(name, value, other value) of the settings that have to be equal in the two recipes."""
     return [
         ("tasks", recipe.tasks, other.tasks),
         ("settings", recipe.family.settings, other.family.settings),
@@ -176,31 +196,34 @@ def _comparable(recipe: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl of a run."""
     return [json.loads(row) for row in (path / "metrics.jsonl").read_text().splitlines()]
 
 
 def _path(path: Path) -> list:
-    """(rate, decay) as meta-training went on, a hundred points of it."""
+    """About a hundred points (rate, decay) in the course of meta-training."""
     rows = _metrics(path)
     rows = [*rows[:: max(1, len(rows) // 100)], rows[-1]]
     return _plain([(np.exp(row["theta/log_learning_rate"]), row["theta/decay"]) for row in rows])
 
 
 def _along(valid: np.ndarray) -> np.ndarray:
-    """Mean of the losses after the start."""
+    """The mean of the losses after the first; infinity if one is not finite."""
     return _finite(valid)[..., 1:].mean(axis=-1)
 
 
 def _finite(losses: np.ndarray) -> np.ndarray:
-    """What is not finite has failed and counts as infinite."""
+    """Replaces losses that are not finite by infinity."""
     return np.where(np.isfinite(losses), losses, np.inf)
 
 
-def _with_interval(values: np.ndarray) -> list:
+def _with_interval(values: np.ndarray) -> list[float | None]:
+    """[median, low, high]."""
     return _plain([statistics.median(values), *statistics.bootstrap(values)])
 
 
-def _plain(values) -> Any:
+def _plain(values: Any) -> Any:
+    """Nested lists of numbers with five digits; None for numbers that are not finite."""
     values = np.asarray(values, float)
     if values.ndim:
         return [_plain(value) for value in values]

@@ -1,4 +1,4 @@
-"""A fair comparison: baselines are tuned on seeds of their own, all methods are reported on fresh ones."""
+"""A fair comparison: baselines are tuned on separate seeds, all methods are reported on fresh ones."""
 
 import dataclasses
 import math
@@ -16,18 +16,20 @@ from metaopt.evaluation.run import Curves, trainer
 from metaopt.families import Baseline
 
 Row = dict[str, Any]  # one line of RESULTS
-RESULTS = "results.jsonl"  # in the folder of an evaluation: a header, then the rows
+RESULTS = "results.jsonl"  # file in the folder of an evaluation, with a header and then the rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    num_steps: int = 2000
-    every: int = 20  # steps between two evaluations; all steps where a run has fewer
-    seeds: int = 10  # reported
-    tuning_seeds: int = 3  # for choosing rates, different from the reported ones
-    draws: int = 1  # problems drawn from each task, the same for every method
+    """Sizes of a comparison."""
 
-    def __post_init__(self):
+    num_steps: int = 2000  # steps of a training run
+    every: int = 20  # steps between two evaluations of the losses, at most num_steps
+    seeds: int = 10  # number of seeds that are reported
+    tuning_seeds: int = 3  # number of seeds for choosing rates, different from the reported ones
+    draws: int = 1  # number of problems drawn from each task, the same for every method
+
+    def __post_init__(self) -> None:
         if min(dataclasses.asdict(self).values()) < 1:
             raise UserError(f"every number of an evaluation must be at least 1, got {self}")
         object.__setattr__(self, "every", min(self.every, self.num_steps))
@@ -36,14 +38,14 @@ class Settings:
 
 
 class Method(NamedTuple):
-    """What takes part in a comparison: a baseline with its grid, or a learned algorithm with nothing to tune.
+    """A method in a comparison: a baseline with its grid, or a learned algorithm without hyper-parameters to tune.
 
     Attributes:
-      name: unique in a comparison.
-      kind: of algorithm, a name of ``families.KINDS``.
+      name: name in the results, unique in a comparison.
+      kind: kind of the algorithm, a name in ``families.KINDS``.
       make: ``(rate, num_steps) -> algorithm``.
-      rates: what is tuned over; a single one is not tuned.
-      manifest: what is known of learned weights: "sha256", "meta_trained_on"; None of a baseline.
+      rates: grid that the rate is tuned over; a single rate is not tuned.
+      manifest: manifest of learned weights, with "sha256" and "meta_trained_on"; None for a baseline.
     """
 
     name: str
@@ -54,21 +56,35 @@ class Method(NamedTuple):
 
 
 def baseline(name: str, kind: str, settings: Baseline) -> Method:
+    """The method of a hand-written algorithm."""
     return Method(name, kind, settings.make, settings.rates)
 
 
 def learned(name: str, kind: str, bind: Callable[[int], Algorithm], manifest: dict[str, Any] | None = None) -> Method:
-    """``bind``: ``num_steps -> algorithm``. There is one rate, of which it knows nothing."""
+    """The method of a learned algorithm, which has no rate.
+
+    Args:
+      name: name in the results.
+      kind: kind of the algorithm, a name in ``families.KINDS``.
+      bind: ``num_steps -> algorithm``.
+      manifest: manifest of its weights; None if there is none.
+    """
     return Method(name, kind, lambda rate, num_steps: bind(num_steps), manifest=manifest or {})
 
 
 def measure(task: Task, method: Method, settings: Settings, draws: Iterable[int]) -> Iterator[Row]:
-    """Runs one method on some draws of one task.
+    """Measures one method on problems of one task.
 
-    The rate of a method is the one with the lowest median validation loss at the
-    end over the tuning seeds; a loss that is not finite counts as infinite. Reported
-    are fresh seeds. Seeds fix initial parameters and batches, the same for every method.
-    A draw is tuned by itself, so its rows do not depend on the other draws.
+    The rate of a method is the one with the lowest median, over the tuning seeds, of the final
+    validation loss; a loss that is not finite counts as infinite. The method is then reported on
+    fresh seeds. A seed determines initial parameters and batches, the same for every method. Rates
+    are tuned for each problem separately, so the rows of a problem do not depend on other problems.
+
+    Args:
+      task: task that the problems are drawn from.
+      method: baseline or learned algorithm.
+      settings: sizes of the comparison.
+      draws: indices of the problems.
 
     Yields:
       Rows with "phase" "tuning" (final losses of each rate) and "report" (curves).
@@ -90,16 +106,16 @@ def measure(task: Task, method: Method, settings: Settings, draws: Iterable[int]
         yield from _report_rows(common, rate, rates, curves)
 
 
-def _tuning_rows(common: Row, rates, curves: Curves) -> Iterator[Row]:
+def _tuning_rows(common: Row, rates: tuple[float, ...], curves: Curves) -> Iterator[Row]:
     for i, rate in enumerate(rates):
         finals = [_rounded(x) for x in curves.valid[i, :, -1]]
         yield {"phase": "tuning", **common, "rate": rate, "final_valid": finals}
 
 
-def _report_rows(common: Row, rate: float, rates, curves: Curves) -> Iterator[Row]:
+def _report_rows(common: Row, rate: float, rates: tuple[float, ...], curves: Curves) -> Iterator[Row]:
     for seed in range(curves.valid.shape[1]):
         train, valid = curves.train[0, seed], curves.valid[0, seed]
-        # Also a run that ends above its start has failed, finite or not.
+        # A training run has also failed if its final training loss is larger than the first.
         diverged = not (np.isfinite(valid[-1]) and train[-1] <= train[0])
         yield {
             "phase": "report",
@@ -114,7 +130,7 @@ def _report_rows(common: Row, rate: float, rates, curves: Curves) -> Iterator[Ro
         }
 
 
-def _rounded(value) -> float | None:
-    """Six digits; null for what is not finite, which JSON cannot say."""
+def _rounded(value: Any) -> float | None:
+    """Six digits; None if the value is not finite, for which JSON has no number."""
     value = float(value)
     return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,22 +1,23 @@
-"""Is a task held out? Decided from what a checkpoint was meta-trained on."""
+"""Whether a task is held out, given the tasks that a checkpoint was meta-trained on."""
 
 from typing import Any
 
-Traits = dict[str, Any]
+Traits = dict[str, Any]  # result of ``Task.traits``
 
 
 def novelty(task: Traits, trained_on: list[Traits] | None) -> tuple[str, ...]:
-    """In what a task is new to a checkpoint.
+    """The traits in which a task differs from all tasks that a checkpoint was meta-trained on.
 
     Args:
-      task: ``Task.traits()``.
-      trained_on: the traits of the meta-training tasks, from the manifest; None if it
-        has none, as for weights of other projects.
+      task: traits of the task.
+      trained_on: traits of the meta-training tasks, from the manifest of the checkpoint; None if
+        they are not known, as for weights of other projects.
 
     Returns:
-      ("unknown",) if nobody said; ("family",) if no meta-training task had its layers; otherwise "dataset" if it
-      uses one that none had, and "architecture" if no task of its family covered its
-      sizes. Empty: it is of the meta-training distribution.
+      ("unknown",) if the meta-training tasks are not known; ("family",) if none has the same
+      family. Otherwise "dataset" if the task has a data set that none has, and "architecture" if
+      its sizes are not in the range of any task of its family. Empty if the task is in the
+      meta-training distribution.
     """
     if trained_on is None:
         return ("unknown",)
@@ -31,6 +32,9 @@ def novelty(task: Traits, trained_on: list[Traits] | None) -> tuple[str, ...]:
 
 
 def _covers(ranges: dict[str, list], sizes: dict[str, list]) -> bool:
-    """Whether every size of the task lies within the range meta-training drew from."""
-    within = lambda name: min(ranges[name]) <= min(sizes[name]) and max(sizes[name]) <= max(ranges[name])
-    return all(name in ranges and within(name) for name in sizes)
+    """Whether every size of the task is in the range of a meta-training task."""
+
+    def is_within(name: str) -> bool:
+        return min(ranges[name]) <= min(sizes[name]) and max(sizes[name]) <= max(ranges[name])
+
+    return all(name in ranges and is_within(name) for name in sizes)

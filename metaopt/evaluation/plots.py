@@ -1,4 +1,4 @@
-"""Loss curves as SVG text, to be put into a page."""
+"""Loss curves as SVG text, for HTML reports."""
 
 import io
 
@@ -11,7 +11,16 @@ from metaopt.evaluation.summary import curves
 
 
 def loss_curves(title: str, methods: dict[str, list[Row]], num_steps: int) -> str:
-    """Validation and training loss of every run, medians in front; SVG."""
+    """Draws the validation and training losses of all training runs, and their medians.
+
+    Args:
+      title: title of the plots.
+      methods: rows with phase "report" by method.
+      num_steps: steps of a training run.
+
+    Returns:
+      SVG text.
+    """
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     for axes, split in zip(figure.subplots(1, 2, sharey=True), ("valid", "train"), strict=True):
         for i, (name, rows) in enumerate(methods.items()):
@@ -27,14 +36,14 @@ def loss_curves(title: str, methods: dict[str, list[Row]], num_steps: int) -> st
     figure.axes[0].set_ylabel("loss")
     figure.axes[1].legend(fontsize=8)
     buffer = io.StringIO()
-    # A fixed salt and no date: the same results give the same file.
+    # With a fixed salt and without a date, the same results give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "metaopt", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
 def _median(losses: np.ndarray) -> np.ndarray:
-    """Median over seeds; not drawn where more than half have failed."""
+    """The median over seeds; NaN, which is not drawn, where more than half of the losses are not finite."""
     failed = np.isnan(losses).mean(axis=0) > 0.5
     filled = np.where(np.isnan(losses), np.inf, losses)
     return np.where(failed, np.nan, np.quantile(filled, 0.5, axis=0, method="lower"))

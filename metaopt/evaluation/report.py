@@ -1,4 +1,4 @@
-"""A comparison on one page: results.jsonl in, report.html and a text table out."""
+"""The report of a comparison: report.html and a text table from results.jsonl."""
 
 import html
 import json
@@ -12,6 +12,8 @@ from metaopt.evaluation import plots, statistics, summary
 from metaopt.evaluation.compare import RESULTS, Row
 
 REPORT = "report.html"
+
+Cells = dict[summary.Problem, dict[str, summary.Cell]]  # results by problem and method
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -41,7 +43,7 @@ def write(folder: Path) -> Path:
     header, rows = read(folder)
     cells = summary.summarize(rows, header["reference"], header["num_steps"])
     groups = summary.group(rows)
-    body = [f"<h1>{html.escape(header['title'])}</h1>", _claim(header, cells)]
+    body = [f"<h1>{html.escape(header['title'])}</h1>", _claims(header, cells)]
     body += [_table(header, cells), _failures(rows)]
     for problem, methods in groups.items():
         body.append(f"<h2>{html.escape(_label(problem))}</h2>")
@@ -55,7 +57,12 @@ def write(folder: Path) -> Path:
 
 
 def result(folder: Path, name: str) -> dict[str, Any]:
-    """What the manifest of ``name`` says of an evaluation: the claims and how they were measured."""
+    """The entry of an evaluation in the manifest of a checkpoint: the claims and how they were measured.
+
+    Args:
+      folder: folder of the evaluation.
+      name: name of the checkpoint.
+    """
     header, rows = read(folder)
     cells = summary.summarize(rows, header["reference"], header["num_steps"])
     settings = {name: header[name] for name in ("num_steps", "seeds", "tuning_seeds", "draws")}
@@ -70,7 +77,7 @@ def result(folder: Path, name: str) -> dict[str, Any]:
 
 
 def text_table(folder: Path) -> str:
-    """The comparison as aligned text: final validation loss, and steps against the reference."""
+    """The comparison as an aligned text table: final validation loss, and steps relative to the reference."""
     header, rows = read(folder)
     cells = summary.summarize(rows, header["reference"], header["num_steps"])
     names = list(next(iter(cells.values())))
@@ -89,47 +96,47 @@ def text_table(folder: Path) -> str:
     table = "\n".join("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in lines)
     note = (
         f"valid: median final validation loss of {header['seeds']} fresh seeds. steps: steps to the final loss of "
-        f"{header['reference']}, over the {header['num_steps']} it took; lower is faster, miss is never."
+        f"{header['reference']}, over the {header['num_steps']} it took; lower is faster, miss means not reached."
     )
     return f"{table}\n{note}"
 
 
-def _claim(header: dict[str, Any], cells) -> str:
-    parts = []
+def _claims(header: dict[str, Any], cells: Cells) -> str:
+    paragraphs = []
     for name in header["learned"]:
         claims = summary.claims(cells, name, header["reference"])
         learned, reference = html.escape(name), html.escape(header["reference"])
         for fraction in summary.FRACTIONS:
             ratio = claims[f"steps_ratio_{fraction:.0%}"]
             low, high = ratio["interval"]
-            parts.append(
+            paragraphs.append(
                 f"<p><b>{learned}</b> reaches the loss that tuned {reference} has after {fraction:.0%} of "
                 f"{header['num_steps']} steps in <b>{_number(ratio['median'])}</b> of its steps (median of "
                 f"{claims['num_problems']} problems; 95 % interval for problems like these {_number(low)} to "
                 f"{_number(high)}; a miss is infinite).</p>"
             )
-        parts.append(
+        paragraphs.append(
             f"<p>Final validation loss not worse on {claims['final_valid_not_worse']} problems; "
             f"failed runs: {claims['diverged']}.</p>"
         )
-    return f"<div class='claim'>{''.join(parts)}</div>"
+    return f"<div class='claim'>{''.join(paragraphs)}</div>"
 
 
-def _table(header: dict[str, Any], cells) -> str:
+def _table(header: dict[str, Any], cells: Cells) -> str:
     names = list(next(iter(cells.values())))
     heads = "".join(f"<th>{html.escape(name)}</th>" for name in ["problem", "new in", *names])
     out = [f"<h2>Final validation loss, and steps to the reference's</h2><table><tr>{heads}</tr>"]
     for problem, methods in cells.items():
         novelty = html.escape(_novelty(header, problem[0]))
-        best = methods[header["reference"]].valid[0]
-        shade = lambda name, c, best=best: (
-            "" if name == header["reference"] else "good" if c.valid[0] <= best else "bad"
-        )
-        row = "".join(f"<td class='{shade(name, c)}'>{_cell(c)}</td>" for name, c in methods.items())
+        goal = methods[header["reference"]].valid[0]
+        row = ""
+        for name, cell in methods.items():
+            shade = "" if name == header["reference"] else "good" if cell.valid[0] <= goal else "bad"
+            row += f"<td class='{shade}'>{_cell(cell)}</td>"
         out.append(f"<tr><td>{html.escape(_label(problem))}</td><td>{novelty}</td>{row}</tr>")
     out.append(
         "</table><p><small>Medians over fresh seeds with 95 % bootstrap intervals. Steps: to the final loss of the "
-        "reference, over the steps it took; a miss never got there. Green: final validation loss not worse than the "
+        "reference, over the steps it took; miss means not reached. Green: final validation loss not worse than the "
         "reference's.</small></p>"
     )
     return "".join(out)
@@ -159,7 +166,7 @@ def _failures(rows: list[Row]) -> str:
 
 
 def _novelty(header: dict[str, Any], task: str) -> str:
-    """In what a task is new, said once where all learned algorithms agree, else for each."""
+    """The traits in which a task is held out; for each learned algorithm, unless they are the same for all."""
     new = {name: "+".join(tasks.get(task, [])) or "-" for name, tasks in header["novelty"].items()}
     if len(set(new.values())) <= 1:
         return next(iter(new.values()), "-")

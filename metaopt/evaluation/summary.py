@@ -1,4 +1,4 @@
-"""From rows of results.jsonl to the numbers of a report."""
+"""The numbers of a report, computed from the rows of results.jsonl."""
 
 import dataclasses
 from typing import Any
@@ -8,19 +8,23 @@ import numpy as np
 from metaopt.evaluation import statistics, targets
 from metaopt.evaluation.compare import Row
 
-FRACTIONS = (0.25, 1.0)  # of the reference's run: its losses there are the targets
+FRACTIONS = (0.25, 1.0)  # fractions of the training of the reference at which its losses are the targets
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One method on one problem. Steps are relative to the reference's own.
+    """The results of one method on one problem.
 
     Attributes:
-      valid, train: final loss, (median, low, high) over seeds.
-      ratios: for each of FRACTIONS, one number per seed: steps until the reference's
-        median loss at that fraction of its run, over the steps it took; infinite for
-        a miss.
-      diverged: runs that failed.
+      valid: final validation loss, (median, low, high) over seeds.
+      train: final training loss, (median, low, high) over seeds.
+      ratios: for each of FRACTIONS (num_seeds,) ratios: the number of steps to the median loss
+        of the reference at that fraction of its training, over the number of steps that the
+        reference took; infinity if the loss was not reached.
+      diverged: number of training runs that failed.
+      num_seeds: number of training runs.
+      rate: tuned rate; None if the method has none.
+      rate_at_edge: whether the rate is at the edge of its grid.
     """
 
     valid: tuple[float, float, float]
@@ -32,16 +36,16 @@ class Cell:
     rate_at_edge: bool
 
 
-Problem = tuple[str, int]  # task and draw
+Problem = tuple[str, int]  # name of the task, and index of the problem drawn from it
 
 
 def curves(rows: list[Row], split: str) -> np.ndarray:
-    """(seeds, points) losses; what was not finite is infinite."""
+    """The (seeds, points) losses of a method on a split; infinity where a loss is not finite."""
     return np.array([[np.inf if x is None else x for x in row[split]] for row in rows])
 
 
 def group(rows: list[Row]) -> dict[Problem, dict[str, list[Row]]]:
-    """Reported rows by problem, then method, in the order they were run."""
+    """The rows with phase "report" by problem and method, in the order of ``rows``."""
     groups: dict[Problem, dict[str, list[Row]]] = {}
     for row in rows:
         if row["phase"] == "report":
@@ -50,52 +54,66 @@ def group(rows: list[Row]) -> dict[Problem, dict[str, list[Row]]]:
 
 
 def summarize(rows: list[Row], reference: str, num_steps: int) -> dict[Problem, dict[str, Cell]]:
-    """One cell for each problem and method, measured against ``reference``."""
+    """The results of each method on each problem.
+
+    Args:
+      rows: rows of results.jsonl.
+      reference: name of the method whose losses are the targets.
+      num_steps: steps of a training run.
+    """
     cells: dict[Problem, dict[str, Cell]] = {}
     for problem, methods in group(rows).items():
-        goal = statistics.median(curves(methods[reference], "valid"), axis=0)
-        steps = np.linspace(0, num_steps, len(goal))
-        for name, runs in methods.items():
-            valid = curves(runs, "valid")
+        goals = statistics.median(curves(methods[reference], "valid"), axis=0)
+        steps = np.linspace(0, num_steps, len(goals))
+        for name, seeds in methods.items():
+            valid = curves(seeds, "valid")
             ratios = {}
             for fraction in FRACTIONS:
-                point = max(1, round(fraction * (len(goal) - 1)))
-                ratios[fraction] = targets.steps_to(valid, steps, goal[point]) / steps[point]
+                point = max(1, round(fraction * (len(goals) - 1)))
+                ratios[fraction] = targets.steps_to(valid, steps, goals[point]) / steps[point]
             cells.setdefault(problem, {})[name] = Cell(
                 valid=_with_interval(valid[:, -1]),
-                train=_with_interval(curves(runs, "train")[:, -1]),
+                train=_with_interval(curves(seeds, "train")[:, -1]),
                 ratios=ratios,
-                diverged=sum(row["diverged"] for row in runs),
-                num_seeds=len(runs),
-                rate=runs[0]["rate"],
-                rate_at_edge=runs[0]["rate_at_edge"],
+                diverged=sum(row["diverged"] for row in seeds),
+                num_seeds=len(seeds),
+                rate=seeds[0]["rate"],
+                rate_at_edge=seeds[0]["rate_at_edge"],
             )
     return cells
 
 
 def claims(cells: dict[Problem, dict[str, Cell]], name: str, reference: str) -> dict[str, Any]:
-    """What can be said of one method over all problems, as JSON values.
+    """The results of one method over all problems, as JSON values.
 
-    Intervals resample problems, then seeds: they speak of problems like these.
+    The bootstrap resamples problems, then seeds: the intervals are for problems like these.
+
+    Args:
+      cells: results of all methods, see ``summarize``.
+      name: name of the method.
+      reference: name of the method whose losses are the targets.
     """
-    of_problem = [methods[name] for methods in cells.values()]
-    result: dict[str, Any] = {"reference": reference, "num_problems": len(of_problem)}
+    own_cells = [methods[name] for methods in cells.values()]
+    result: dict[str, Any] = {"reference": reference, "num_problems": len(own_cells)}
     for fraction in FRACTIONS:
-        runs = [cell.ratios[fraction] for cell in of_problem]
-        middle = lambda medians: float(statistics.median(medians))
-        low, high = statistics.bootstrap_tasks(runs, middle)
-        value = middle(np.array([statistics.median(r) for r in runs]))
+        ratios = [cell.ratios[fraction] for cell in own_cells]
+        low, high = statistics.bootstrap_tasks(ratios, _median)
+        value = _median(np.array([statistics.median(r) for r in ratios]))
         result[f"steps_ratio_{fraction:.0%}"] = {"median": _json(value), "interval": [_json(low), _json(high)]}
-    better = [o[name].valid[0] <= o[reference].valid[0] for o in cells.values()]
-    result["final_valid_not_worse"] = f"{sum(better)}/{len(better)}"
-    result["diverged"] = f"{sum(c.diverged for c in of_problem)}/{sum(c.num_seeds for c in of_problem)}"
+    not_worse = [methods[name].valid[0] <= methods[reference].valid[0] for methods in cells.values()]
+    result["final_valid_not_worse"] = f"{sum(not_worse)}/{len(not_worse)}"
+    result["diverged"] = f"{sum(c.diverged for c in own_cells)}/{sum(c.num_seeds for c in own_cells)}"
     return result
 
 
+def _median(values: np.ndarray) -> float:
+    return float(statistics.median(values))
+
+
 def _with_interval(values: np.ndarray) -> tuple[float, float, float]:
-    return float(statistics.median(values)), *statistics.bootstrap(values)
+    return _median(values), *statistics.bootstrap(values)
 
 
 def _json(value: float) -> float | None:
-    """Null for infinity: the target was missed."""
+    """Four digits; None for infinity, which means that the target was not reached."""
     return round(value, 4) if np.isfinite(value) else None

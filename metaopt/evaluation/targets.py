@@ -1,20 +1,20 @@
-"""When a run reached a loss."""
+"""The number of steps to reach a target loss."""
 
 import numpy as np
 
 
 def steps_to(losses: np.ndarray, steps: np.ndarray, target: float) -> np.ndarray:
-    """First step of two consecutive evaluations at or below ``target``.
+    """The first step of two consecutive evaluations with a loss of at most ``target``.
 
-    Asking for two keeps lucky crossings out; at the last evaluation one is enough.
+    Two evaluations are required to exclude chance; at the last evaluation one is enough.
 
     Args:
       losses: (..., num_points).
-      steps: (num_points,) at which they were measured.
-      target: a loss.
+      steps: (num_points,) steps at which the losses were measured.
+      target: target loss.
 
     Returns:
-      (...) steps, infinite where the target was missed. NaN counts as a miss.
+      (...) steps, infinity if the target was not reached. A loss that is NaN does not reach it.
     """
     below = losses <= target
     confirmed = below & np.concatenate([below[..., 1:], below[..., -1:]], axis=-1)

@@ -67,7 +67,7 @@ def test_slope():
 def test_a_checkpoint_that_is_no_optimizer_is_refused(tmp_path, monkeypatch):
     drift = families.build("mlp")._replace(kind="drift")
     monkeypatch.setattr(metaopt, "read", lambda name: checkpoint.Checkpoint(drift, {}, {}))
-    with pytest.raises(UserError, match="of optimizers, mine is of kind drift"):
+    with pytest.raises(UserError, match="for optimizers, mine is of kind drift"):
         coordinate_check.write("mine", "mlp", tmp_path)
 
 

@@ -1,17 +1,18 @@
-"""Cosine to the gradient of the whole episode against the cost of the estimate.
+"""Cosine between an estimate and the gradient of whole episodes, over the cost of the estimate.
 
-The truth is the smoothed meta-gradient of full backpropagation, grad E_e L(theta + e),
-averaged over many episodes of its own. theta is fixed, each sample is one episode of
-its own data, and k samples are averaged for k = 1, 2, 4, ...: an unbiased estimator
-tends to 1, a biased one to less.
+The true gradient is the smoothed meta-gradient of full backpropagation, grad E_e L(theta + e),
+averaged over many separate episodes. theta is fixed, each sample is one episode with its own
+data, and k samples are averaged for k = 1, 2, 4, ...: the cosine of an unbiased estimator tends
+to 1, that of a biased one to less.
 
-A differentiated inner step is not a step of a member. Cost is time, measured call by
-call with the estimators taking turns, in units of the time that full ES needs for one
+A differentiated inner step costs more than an inner step of a member. So cost is time, measured
+for each call while the estimators take turns, in units of the time that full ES needs for one
 inner step of one member.
 """
 
 import functools
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,14 +33,24 @@ ESTIMATORS = (
     "tbptt",
     "truncated_es",
 )
-SMALLEST = 4  # averages of k samples that a quantile is taken of
+SMALLEST = 4  # smallest number of averages that a quantile is computed from
 
 
-def study(studied: Studied, window: int, seconds: float, num_truth: int) -> dict:
-    """Gives every estimator the same time; the truth comes from ``num_truth`` further samples of backprop."""
+def study(studied: Studied, window: int, seconds: float, num_truth: int) -> dict[str, Any]:
+    """Measures cosine and cost of all estimators.
+
+    Args:
+      studied: inner problem with its theta and sigma.
+      window: inner steps of a window.
+      seconds: time for each estimator.
+      num_truth: number of further samples of backprop for the true gradient.
+
+    Returns:
+      JSON values; the cosines are those of ``convergence``.
+    """
     draw = functools.partial(estimates.draw, studied=studied, window=window)
     for name in ESTIMATORS:
-        draw(name, num=SIDE_BY_SIDE, key=jax.random.key(0))  # compiles
+        draw(name, num=SIDE_BY_SIDE, key=jax.random.key(0))  # to compile
     drawn, times = {name: [] for name in ESTIMATORS}, {name: [] for name in ESTIMATORS}
     while waiting := [name for name in ESTIMATORS if sum(times[name]) < seconds]:
         for name in waiting:
@@ -65,7 +76,16 @@ def study(studied: Studied, window: int, seconds: float, num_truth: int) -> dict
 
 
 def convergence(samples: np.ndarray, truth: np.ndarray) -> dict[str, list]:
-    """Of (num, P) samples: cosine of means of k, [median, 10 %, 90 %] over disjoint groups."""
+    """The cosine between means of k samples and the true gradient, for k = 1, 2, 4, ...
+
+    Args:
+      samples: (num, P) estimates.
+      truth: (P,) true gradient.
+
+    Returns:
+      "num_samples", the values of k; and "cosine", for each k [median, 10 %, 90 %] over disjoint
+      groups of k samples.
+    """
     num_samples = [2**i for i in range((len(samples) // SMALLEST).bit_length())]
     points = []
     for k in num_samples:
@@ -75,11 +95,11 @@ def convergence(samples: np.ndarray, truth: np.ndarray) -> dict[str, list]:
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
+    """The cosine of the angle between vectors along the last axis."""
     return np.sum(a * b, axis=-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
 
 
-def at_cost(curve: dict, cost: float) -> float:
-    """Median cosine of a mean of as many samples as ``cost`` pays for, log-linear between measured ones."""
+def at_cost(curve: dict[str, Any], cost: float) -> float:
+    """The median cosine at a given cost, interpolated linearly in log(cost)."""
     costs = np.array(curve["num_samples"]) * curve["cost_of_a_sample"]
     return float(np.interp(np.log(cost), np.log(costs), [point[0] for point in curve["cosine"]]))

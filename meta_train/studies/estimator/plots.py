@@ -1,4 +1,4 @@
-"""The study in one picture: PNG bytes from the numbers of study.json."""
+"""Draws the numbers of study.json as one picture."""
 
 import io
 from typing import Any, NamedTuple
@@ -11,6 +11,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 
 class Style(NamedTuple):
+    """The line of an estimator."""
+
     color: str
     linestyle: Any
     linewidth: float
@@ -31,12 +33,12 @@ STYLES = {
     "tbptt": Style("#777777", "--", 1.8),
 }
 KINDS = {"window": "estimate of one window", "episode": "sum over an episode"}
-SPREAD = ("es_single", "pes")  # whose quantiles are shaded
+SHADED = ("es_single", "pes")  # estimators whose quantiles are shaded
 ON_THE_SURFACE = ("es_single", "pes", "truncated_es", "tbptt", "backprop")
 
 
 def picture(results: dict[str, Any]) -> bytes:
-    """PNG: variance in the upper two rows, cosine and regression in the third."""
+    """The picture as PNG bytes: variance in the upper two rows, cosine and regression in the third."""
     figure = Figure(figsize=(12.5, 10.2), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=(2, 1.15))
     upper, lower = (figure.add_subfigure(cell) for cell in (grid[0], grid[1]))
@@ -98,7 +100,7 @@ def _cosine(axes: Axes, results: dict[str, Any]) -> None:
         cost = np.array(curve["num_samples"]) * curve["cost_of_a_sample"]
         median, low, high = np.array(curve["cosine"]).T
         axes.plot(cost, median, **STYLES[name]._asdict())
-        if name in SPREAD:
+        if name in SHADED:
             axes.fill_between(cost, low, high, color=STYLES[name].color, alpha=0.12, linewidth=0)
     axes.axhline(0, color="#999999", linewidth=0.6)
     axes.set(xscale="log", ylim=(-0.42, 1.03), xlabel="cost, in inner steps of one member", ylabel="cosine")
@@ -107,12 +109,13 @@ def _cosine(axes: Axes, results: dict[str, Any]) -> None:
 
 
 def _losses(axes: Axes, results: dict[str, Any]) -> None:
-    for name, run in results["estimators"].items():
-        losses = np.array(run["meta_loss"])
+    for name, result in results["estimators"].items():
+        losses = np.array(result["meta_loss"])
         axes.plot(results["outer_steps"], np.median(losses, axis=0), **STYLES[name]._asdict())
         low, high = losses.min(axis=0), losses.max(axis=0)
         axes.fill_between(results["outer_steps"], low, high, color=STYLES[name].color, alpha=0.1, linewidth=0)
-    stuck = [name for name, run in results["estimators"].items() if np.min(run["meta_loss"]) > 0.9 * results["start"]]
+    lowest = {name: np.min(result["meta_loss"]) for name, result in results["estimators"].items()}
+    stuck = [name for name, loss in lowest.items() if loss > 0.9 * results["start"]]
     axes.text(0.97, 0.45, "stuck at the top:\n" + ", ".join(stuck), ha="right", **_small(axes))
     axes.set(xlabel="outer steps", ylabel="meta-loss at theta")
     axes.set_title("toy regression", fontsize=9)

@@ -10,7 +10,7 @@ from meta_train import estimators
 from meta_train.estimators import ESTIMATORS
 from meta_train.recipe import Recipe
 from metaopt import families
-from metaopt.checks import check_same, check_task, check_theta, is_ours, leaf_path, trace
+from metaopt.checks import check_bind, check_same, check_task, check_theta, is_ours, leaf_path, trace
 from metaopt.core import Algorithm, Estimator, Learned, PyTree, Task, Theta
 from metaopt.errors import UserError
 
@@ -29,7 +29,9 @@ def check(recipe: Recipe, learned: Learned, tasks: Sequence[Task]) -> None:
     own_tasks = [task for task in tasks if own_family or not is_ours(task)]
     if not own_tasks:
         return
-    theta = check_theta(learned, families.label(recipe.family.name or recipe.family.start))
+    name = families.label(recipe.family.name or recipe.family.start)
+    theta = check_theta(learned, name)
+    check_bind(learned, name, theta)
 
     def bind(theta: Theta, num_steps: jax.Array) -> Algorithm:
         return learned.bind(theta, num_steps=num_steps)
@@ -56,13 +58,15 @@ def _check_estimator(name: str, estimator: Any, theta: PyTree, num_devices: int)
     for path, leaf in jax.tree.leaves_with_path(state):
         if not leaf.shape or leaf.shape[0] % num_devices:
             raise UserError(
-                f"{name}: the state's leaf {leaf_path(path)} has shape {leaf.shape}, it lacks the sample axis: "
+                f"{name}: the state at {leaf_path(path)} has shape {leaf.shape}, it lacks the sample axis: "
                 f"every leaf begins with an axis of num_samples, which the {num_devices} devices divide"
             )
     estimated = trace(f"{name}: estimate", estimator.estimate, theta, state, jnp.int32(0))
     if not isinstance(estimated, tuple) or len(estimated) != 3:
         raise UserError(f"{name}: estimate returns (grad, state, metrics), this one {type(estimated).__name__}")
     grad, after, metrics = estimated
+    if not isinstance(metrics, dict):
+        raise UserError(f"{name}: its metrics are a dict, got {type(metrics).__name__}")
     check_same(f"{name}: the gradient", theta, grad, "theta", "estimate")
     check_same(f"{name}: the state", state, after, "init", "estimate")
     for metric in METRICS:

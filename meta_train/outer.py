@@ -1,6 +1,7 @@
 """The outer loop: estimate the meta-gradient and update theta, many outer steps in one dispatch."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,8 +33,12 @@ class OuterLoop:
             raise UserError(f"outer_steps must be at least 1, got {self.outer_steps}")
         if not 0 <= self.warmup < self.outer_steps:
             raise UserError(f"need 0 <= warmup < outer_steps, got {self.warmup} and {self.outer_steps}")
-        if min(self.learning_rate, self.clip) <= 0:
+        if not (0 < self.learning_rate < math.inf and 0 < self.clip < math.inf):
             raise UserError(f"learning_rate and clip must be above 0, got {self.learning_rate} and {self.clip}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight_decay must be finite and not negative, got {self.weight_decay}")
+        if abs(self.seed) >= 2**31:
+            raise UserError(f"seed must be below 2^31, got {self.seed}")
 
 
 @struct.dataclass

@@ -3,11 +3,13 @@
 import ast
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from meta_train.recipe import SECTIONS, Recipe
-from metaopt import references
+from metaopt import checkpoint, references
 from metaopt.errors import UserError, check_type, unknown
 
 DEFAULT = "default"  # the value that sets a setting back
@@ -76,6 +78,8 @@ def locate(name: str) -> Place:
 def absolute(pair: str) -> str:
     """A setting in words that mean the same in any working directory."""
     name, text = _split(pair)
+    if name != "tasks" and locate(name)[:2] == ("family", "start"):
+        return f"{name}={_absolute_folder(text)}"
     return f"{name}={references.absolute(text)}" if is_name(name) else pair
 
 
@@ -112,7 +116,10 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
     for name, field in (("family", "settings"), ("estimator", "options")):
         for setting, value in sections[name][field].items():
             _check_json(f"{field}.{setting}", value)
-    return {"family": sections.pop("family"), "tasks": _tasks_to_json(recipe.tasks), **sections}
+    values = {"family": sections.pop("family"), "tasks": _tasks_to_json(recipe.tasks), **sections}
+    if recipe.family.start:
+        values["family"]["start"] = _absolute_folder(recipe.family.start)
+    return json.loads(json.dumps(values))  # as it will be read again: tuples are lists
 
 
 def from_json(values: dict[str, Any], objects: Recipe | None = None) -> Recipe:
@@ -161,7 +168,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 def _forget(values: dict[str, Any], place: Place, text: str) -> None:
     """Takes out of a section what belonged to another family or estimator than is now asked for."""
-    if place.field == "start" and text:
+    if place.field == "start" and text not in ("", DEFAULT):
         values |= {"name": "", "settings": {}}
     elif place.field == "name" and references.absolute(text) != values["name"]:
         values |= {field: {} for field in ("settings", "options") if field in values}
@@ -205,13 +212,13 @@ def _literal(text: str) -> Any:
 
 def _name_or_object(value: Any) -> Any:
     if isinstance(value, str):
-        return value
+        return references.absolute(value) if references.is_reference(value) else value
     return {OBJECT: getattr(value, "__name__", None) or getattr(value, "name", type(value).__name__)}
 
 
 def _tasks_to_json(tasks: Any) -> Any:
     if isinstance(tasks, list | tuple) and all(isinstance(task, str) for task in tasks):
-        return list(tasks)
+        return [_name_or_object(task) for task in tasks]
     if isinstance(tasks, list | tuple):
         return {OBJECT: ", ".join(getattr(task, "name", str(task)) for task in tasks)}
     return _name_or_object(tasks)
@@ -237,6 +244,16 @@ def _object_or(value: Any, objects: Recipe | None, section: str, field: str) -> 
 
 def _check_json(name: str, value: Any) -> None:
     try:
-        json.dumps(value)
+        text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UserError(f"{name} must be a plain value that JSON can hold, got {type(value).__name__}") from error
+    if (
+        json.dumps(json.loads(text)) != text
+        or isinstance(value, dict)
+        and not all(isinstance(key, str) for key in value)
+    ):
+        raise UserError(f"{name} must be a plain value that JSON can hold; the keys of a dict must be texts")
+
+
+def _absolute_folder(name: str) -> str:
+    return os.path.abspath(Path(name).expanduser()) if checkpoint.is_path(name) else name

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from meta_train import program, settings, warm_start
+from meta_train import program, recipes, settings, warm_start
 from meta_train.parallel import devices, processes
 from meta_train.program import Compiled
 from meta_train.recipe import Recipe
@@ -40,7 +40,7 @@ class Result:
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str,
     run_dir: str | Path | None = None,
     on_metrics: OnMetrics | None = None,
     *,
@@ -50,7 +50,7 @@ def train(
     """Meta-trains a recipe on all devices of this process, or of every process of a SLURM step.
 
     Args:
-      recipe: what to do.
+      recipe: what to do; also a recipe's name, or a reference.
       run_dir: a new or empty folder; the run can be killed and resumed. Without one nothing is written.
       on_metrics: called after every dispatch with its metrics, arrays (steps,) by name; a true value ends
         the run.
@@ -62,10 +62,14 @@ def train(
       UserError: if the folder holds something or cannot be written, the number of samples does not
         divide over the devices, or an object of the recipe does not keep its contract.
     """
+    if isinstance(recipe, str):
+        recipe, source = recipes.find(recipe), recipes.source_of(recipe)
+    if on_metrics is not None and not callable(on_metrics):
+        raise UserError(f"on_metrics is called after every dispatch, got {on_metrics!r}")
     if mirror:
         mirrors.check(mirror)
     if run_dir is not None:
-        folder = Path(run_dir).resolve()
+        folder = Path(run_dir).expanduser().resolve()
         processes.on_first(lambda: directory.check_empty(folder))
     compiled = program.build(recipe, devices.mesh())  # what cannot be built leaves nothing behind
     if run_dir is None:
@@ -94,7 +98,7 @@ def resume(
     Raises:
       UserError: if there is no run, ``recipe`` is another one, or what it names cannot be found.
     """
-    run_dir = Path(run_dir)
+    run_dir = Path(run_dir).expanduser()
     if recipe is not None:
         check_same(run_dir, recipe)
     stored = directory.read_recipe(run_dir, recipe)

@@ -35,11 +35,11 @@ class Checkpoint(NamedTuple):
 
 
 def folders() -> list[Path]:
-    """Where checkpoints are looked for: METAOPT_CHECKPOINTS first, then the shipped ones."""
+    """Where checkpoints are looked for: where ``save`` puts them, then the shipped ones."""
     package = Path(__file__).resolve().parent
     chosen = os.environ.get("METAOPT_CHECKPOINTS")
-    candidates = [package / "checkpoints", package.parent / "checkpoints"]  # in a wheel, in the tree
-    return [p for p in ([Path(chosen)] if chosen else []) + candidates if p.is_dir()]
+    shipped = [package / "checkpoints", package.parent / "checkpoints"]  # in a wheel, in the tree
+    return [p for p in [Path(chosen or "checkpoints"), *shipped] if p.is_dir()]
 
 
 def list_pretrained() -> list[str]:
@@ -90,7 +90,8 @@ def read(name: str | Path, *, family: Any = None, **settings: Any) -> Checkpoint
             f"checkpoint {name} is of the family {manifest['family']!r}, which metaopt does not have and will not run "
             f"unasked: pass family=, the object or path/to/file.py:name"
         )
-    learned = families.build(family or manifest["family"], **manifest["config"] | settings)
+    chosen = manifest["family"] if family is None else family
+    learned = families.build(chosen, **manifest["config"] | settings)
     if learned.kind != manifest["kind"]:
         raise UserError(
             f"checkpoint {name} is of kind {manifest['kind']}, the family that was given builds a {learned.kind}: give "
@@ -172,7 +173,7 @@ def write(
       UserError: if the folder exists and is no checkpoint, or an array is not finite.
     """
     folder = folder_of(name)
-    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).exists())):
         raise UserError(f"{folder} exists and is not a checkpoint: choose another name")
     for path, array in arrays.items():
         if not np.all(np.isfinite(array)):
@@ -201,10 +202,16 @@ def write(
 
 def folder_of(name: str | Path) -> Path:
     """Where ``save`` writes: a plain name is inside a folder of checkpoints, a path is taken as it is."""
-    folder = Path(name)
-    if folder.name == str(name):
-        folder = Path(os.environ.get("METAOPT_CHECKPOINTS", "checkpoints")) / folder
-    return folder
+    if str(name) in ("", ".", ".."):
+        raise UserError(f"{str(name)!r} is no name for a checkpoint: choose another")
+    if is_path(name):
+        return Path(name).expanduser()
+    return Path(os.environ.get("METAOPT_CHECKPOINTS", "checkpoints")) / name
+
+
+def is_path(name: str | Path) -> bool:
+    """Whether this is a path, ``./mine``, and not a plain name, ``mine``."""
+    return len(Path(name).parts) > 1 or (isinstance(name, str) and ("/" in name or name.startswith((".", "~"))))
 
 
 def record(name: str | Path, **about: Any) -> None:
@@ -219,7 +226,7 @@ def record(name: str | Path, **about: Any) -> None:
 
 def find(name: str | Path) -> Path:
     """The folder of a checkpoint. Raises UserError, naming the nearest, if there is none."""
-    candidates = [Path(name)] if len(Path(name).parts) > 1 else [folder / name for folder in folders()]
+    candidates = [Path(name).expanduser()] if is_path(name) else [folder / name for folder in folders()]
     for candidate in candidates:
         if (candidate / MANIFEST).is_file():
             return candidate

@@ -17,6 +17,7 @@ from jax.core import Tracer
 
 from metaopt.core import Algorithm, Learned, PyTree, Task
 from metaopt.errors import UserError
+from metaopt.families import KINDS
 
 PACKAGES = ("metaopt", "tasks", "meta_train")  # ours
 FOLDERS = [Path(__file__).resolve().parents[1] / package for package in PACKAGES]
@@ -37,6 +38,18 @@ def check_theta(learned: Learned, name: str) -> PyTree:
     return theta
 
 
+def check_bind(learned: Learned, name: str, theta: PyTree) -> None:
+    """Raises UserError if ``bind`` does not take theta and ``num_steps``, or returns nothing."""
+    bound = []
+
+    def bind(theta, num_steps):
+        bound.append(learned.bind(theta, num_steps=num_steps))
+
+    trace(f"family {name}: bind(theta, num_steps=...)", bind, theta, jnp.int32(10))
+    if bound[0] is None:
+        raise UserError(f"family {name}: bind returns None, it should return the algorithm")
+
+
 def check_task(task: Task, bind: Callable[..., Algorithm], *arguments: Any) -> None:
     """Raises UserError naming what of a task does not keep its contract, see ``core.Task``.
 
@@ -45,7 +58,7 @@ def check_task(task: Task, bind: Callable[..., Algorithm], *arguments: Any) -> N
       bind: ``(*arguments) -> algorithm`` of a kind that solves the task; called inside traced functions.
       arguments: arrays, or their shapes.
     """
-    name = f"task {task.name}"
+    name = _check_name(task)
     _check_traits(name, task)
     key = jax.random.key(0)
     task_params = trace(f"{name}: sample", task.sample, key)
@@ -69,9 +82,21 @@ def check_task(task: Task, bind: Callable[..., Algorithm], *arguments: Any) -> N
     for split in SPLITS:
         for given in (key, None):
             _check_measures(name, task, task_params, x, split, given)
-    leaked = [field for field, value in vars(task).items() if isinstance(value, Tracer)]
+    kept = getattr(task, "__dict__", {})  # of a class with slots nothing is seen
+    leaked = [field for field, value in kept.items() if any(isinstance(x, Tracer) for x in jax.tree.leaves(value))]
     if leaked:
         raise UserError(f"{name} keeps {', '.join(leaked)} of a traced call: return it in the state, methods are pure")
+
+
+def _check_name(task: Task) -> str:
+    """How messages call a task, whose name and kinds are in order."""
+    if not isinstance(task.name, str) or not task.name:
+        raise UserError(f"task {type(task).__name__}: name must be a text, got {task.name!r}")
+    name, kinds = f"task {task.name}", task.solved_by
+    if not isinstance(kinds, tuple | list) or not kinds or not all(kind in KINDS for kind in kinds):
+        known = ", ".join(sorted(KINDS))
+        raise UserError(f"{name}: solved_by must be a tuple of kinds, of {known}; got {kinds!r}")
+    return name
 
 
 def _check_measures(name: str, task: Task, task_params: PyTree, x: PyTree, split: str, key: Any) -> None:
@@ -89,13 +114,23 @@ def _check_measures(name: str, task: Task, task_params: PyTree, x: PyTree, split
 
 def _check_traits(name: str, task: Task) -> None:
     try:
-        traits = json.loads(json.dumps(task.traits()))
-    except TypeError as error:
-        raise UserError(f"{name}: traits must be plain JSON values: {error}") from error
+        traits = json.loads(json.dumps(task.traits(), allow_nan=False))
+    except Exception as error:
+        raise UserError(
+            f"{name}: traits fails{_place(error)}, it must return plain JSON values: {type(error).__name__}: {error}"
+        ) from error
     for trait, kind in TRAITS.items():
         if not isinstance(traits.get(trait) if isinstance(traits, dict) else None, kind):
             raise UserError(
                 f"{name}: traits must have {trait!r}, a {kind.__name__}: it decides whether a task is held out"
+            )
+    if not all(isinstance(dataset, str) for dataset in traits["datasets"]):
+        raise UserError(f"{name}: traits must have names of data sets in 'datasets', got {traits['datasets']}")
+    for size, bounds in traits["architecture"].items():
+        numbers = isinstance(bounds, list) and bounds and all(isinstance(bound, int | float) for bound in bounds)
+        if not numbers:
+            raise UserError(
+                f"{name}: traits must have [smallest, largest] for {size!r} in 'architecture', got {bounds}"
             )
 
 

@@ -82,6 +82,8 @@ def build(family: Any, **settings: Any) -> Learned:
         setting of the wrong type or value.
     """
     name, found = label(family), find(family)
+    if not isinstance(found, Learned):
+        settings = _as_tuples(settings, _settings(found)[0])
     if isinstance(found, Learned):
         if settings:
             raise UserError(f"{name} is a Learned and takes no settings, got {', '.join(settings)}")
@@ -90,8 +92,11 @@ def build(family: Any, **settings: Any) -> Learned:
         check_settings(name, found, settings)
         try:
             learned = found.build(found.Config(**settings)) if _is_module(found) else found(**settings)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{name}: {error}") from error
+        except UserError:
+            raise
+        except Exception as error:
+            what = "" if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: "
+            raise UserError(f"{name}: {what}{error}") from error
     if not isinstance(learned, Learned):
         raise UserError(f"{name}: a family builds a metaopt.core.Learned, this one built {type(learned).__name__}")
     if learned.kind not in KINDS:
@@ -110,6 +115,8 @@ def find(family: Any) -> Any:
     if isinstance(family, str) and not references.is_reference(family):
         raise unknown("family", family, FAMILIES)
     found = references.resolve(family) if isinstance(family, str) else family
+    if _is_module(found) and not dataclasses.is_dataclass(found.Config):
+        raise UserError(f"family {label(family)}: its Config must be a dataclass")
     if isinstance(found, Learned) or _is_module(found) or callable(found):
         return found
     raise UserError(
@@ -145,6 +152,12 @@ def baselines(kind: str) -> dict[str, Baseline]:
     """Hand-written algorithms of a kind by name; empty where there are none."""
     module = KINDS[kind].baselines
     return importlib.import_module(module).BASELINES if module else {}
+
+
+def _as_tuples(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Lists, as JSON has them, as tuples where the default is one."""
+    is_tuple = {name for name, value in settings.items() if isinstance(defaults.get(name), tuple)}
+    return {n: tuple(v) if n in is_tuple and isinstance(v, list) else v for n, v in settings.items()}
 
 
 def _is_module(found: Any) -> bool:

@@ -19,6 +19,8 @@ from typing import Any
 
 from metaopt.errors import UserError, unknown
 
+_FOLDERS: list[str] = []  # entries of sys.path that were added here
+
 
 def is_reference(text: Any) -> bool:
     """Whether a text can only be a reference: registered names have no dot, colon or slash."""
@@ -39,18 +41,30 @@ def resolve(reference: str, default: str = "", search: Sequence[str | Path] = ()
         says which, and where it failed.
     """
     place, name = split(reference)
-    for folder in (*search, Path.cwd()):
-        _import_from(folder)
-    module = load_file(Path(place)) if place.endswith(".py") else _import(place, reference)
-    name = name or default
+    if place.endswith(".py"):
+        module: Any = load_file(Path(place), (*search, Path.cwd()))
+    else:
+        for folder in (*search, Path.cwd()):
+            _import_from(folder)
+        module = _import(place, reference)
+    return attribute(module, name or default, place)
+
+
+def attribute(module: Any, name: str, place: str) -> Any:
+    """What has a dotted name in a module; the module itself where the name is "".
+
+    Raises:
+      UserError: naming the nearest, if there is none; ``place`` is where it was looked for.
+    """
     if not name or not isinstance(module, ModuleType):
         return module
     found: Any = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            public = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
-            raise unknown(f"name in {place}", part, public)
-        found = getattr(found, part)
+    for step in name.split("."):
+        if not hasattr(found, step):
+            raise unknown(
+                f"name in {place}", step, [n for n in getattr(found, "__dict__", {}) if not n.startswith("_")]
+            )
+        found = getattr(found, step)
     return found
 
 
@@ -104,8 +118,9 @@ def load_file(path: Path, search: Sequence[str | Path] = ()) -> ModuleType:
     path = Path(os.path.abspath(path.expanduser()))
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    for folder in (*search, path.parent):
+    for folder in search:
         _import_from(folder)
+    _import_first_from(path.parent)
     return _run(path)
 
 
@@ -113,6 +128,8 @@ def load_file(path: Path, search: Sequence[str | Path] = ()) -> ModuleType:
 def _run(path: Path) -> ModuleType:
     # A name of its own: two files called my_tasks.py are two modules.
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        raise UserError(f"{path} refers to itself: name the object there in the place of the reference")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -120,10 +137,10 @@ def _run(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except UserError:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
         raise
-    except Exception as error:
-        del sys.modules[name]
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
         raise UserError(f"{_place_of(error, path)}: {type(error).__name__}: {error}") from error
     return module
 
@@ -149,7 +166,7 @@ def _import(place: str, reference: str) -> Any:
         raise UserError(f"{reference!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def _place_of(error: Exception, path: Path) -> str:
+def _place_of(error: BaseException, path: Path) -> str:
     """``file, line`` of an error that running ``path`` raised."""
     if isinstance(error, SyntaxError):
         return f"{path}, line {error.lineno}"
@@ -161,3 +178,20 @@ def _import_from(folder: str | Path) -> None:
     """Lets imports be found in ``folder`` where they are found nowhere else: it shadows no package."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
+        _FOLDERS.append(str(folder))
+
+
+def _import_first_from(folder: Path) -> None:
+    """Of the folders that were added here, looks into ``folder`` first: its files are those that its imports find.
+
+    A module of the same name from another folder makes room; whoever has imported that one keeps it.
+    """
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "")
+        is_other = str(file.parent) in _FOLDERS and file.parent != folder
+        if is_other and "." not in name and (folder / f"{name}.py").is_file():
+            del sys.modules[name]
+    if str(folder) not in sys.path or str(folder) in _FOLDERS:
+        sys.path[:] = [place for place in sys.path if place not in _FOLDERS]
+        _FOLDERS[:] = [str(folder), *(other for other in _FOLDERS if other != str(folder))]
+        sys.path.extend(_FOLDERS)

@@ -1,6 +1,8 @@
 """Named sets of tasks: for meta-training and, disjoint from it, for evaluation."""
 
 import functools
+from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Any
 
 from metaopt.core import Task
@@ -101,11 +103,25 @@ def build(tasks: Any) -> tuple[Task, ...]:
         if tasks not in SUITES and not is_reference(tasks):
             raise unknown("suite", tasks, SUITES)
         return build(SUITES[tasks] if tasks in SUITES else resolve(tasks))
-    if isinstance(tasks, list | tuple):
-        return tuple(task for entry in tasks for task in build(entry))
-    if all(hasattr(tasks, method) for method in METHODS):
-        return (tasks() if isinstance(tasks, type) else tasks,)
+    if all(hasattr(tasks, method) for method in METHODS) and not isinstance(tasks, type):
+        return (tasks,)
     if callable(tasks):
-        return build(tasks())
+        return build(_call(tasks))
+    if isinstance(tasks, Iterable):
+        return tuple(task for entry in tasks for task in build(entry))
+    if isinstance(tasks, ModuleType):
+        names = [name for name, value in vars(tasks).items() if callable(value) and not name.startswith("_")]
+        raise UserError(f"{tasks.__file__} is a file of tasks: say which, {tasks.__file__}:NAME, of {', '.join(names)}")
     missing = [method for method in METHODS if not hasattr(tasks, method)]
     raise UserError(f"{type(tasks).__name__} is no task: it lacks {', '.join(missing)} (see metaopt.core.Task)")
+
+
+def _call(make: Callable[[], Any]) -> Any:
+    """What a function, or a class, makes without arguments."""
+    try:
+        return make()
+    except UserError:
+        raise
+    except Exception as error:
+        name = getattr(make, "__name__", type(make).__name__)
+        raise UserError(f"{name}() makes no tasks: {type(error).__name__}: {error}") from error

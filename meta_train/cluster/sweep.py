@@ -36,7 +36,8 @@ def plan(words: list[str], folder: Path) -> list[Run]:
     Raises:
       UserError: if there is no recipe, a combination is not valid, or two runs are the same.
     """
-    names, grid = [word for word in words if "=" not in word], _grid([word for word in words if "=" in word])
+    settings_ = [word for word in words if re.match(r"[\w.]+=", word)]  # a path may have an equals sign too
+    names, grid = [word for word in words if word not in settings_], _grid(settings_)
     if not names:
         raise UserError(f"name the recipes of the sweep (known: {', '.join(recipes.names())})")
     runs: list[Run] = []

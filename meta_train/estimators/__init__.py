@@ -45,7 +45,15 @@ def build(name: Any, problem: InnerProblem, config: Sampling, mesh: Mesh, **opti
       UserError: for an unknown estimator or option, or an option of the wrong type.
     """
     check(name, options)
-    return find(name)(problem, config, mesh, **options)
+    try:
+        return find(name)(problem, config, mesh, **options)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"estimator {label(name)}: its constructor is called as (problem, config, mesh, **options) and fails: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def find(name: Any) -> Callable[..., Any]:

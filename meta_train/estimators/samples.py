@@ -5,6 +5,7 @@ key, so its numbers do not depend on the device it is on or on the other samples
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -37,8 +38,8 @@ class Sampling:
         if min(self.num_samples, self.window) < 1:
             raise UserError(f"num_samples and window must be at least 1, got {self.num_samples} and {self.window}")
         for name in ("sigma", "sample_clip", "at_once"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must not be negative, and finite, got {getattr(self, name)}")
         for kind, known in (("combine", COMBINATIONS), ("shaping", SHAPINGS)):
             if getattr(self, kind) not in known:
                 raise unknown(kind, getattr(self, kind), known)

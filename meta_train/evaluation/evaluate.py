@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,6 +89,9 @@ def prepare(request: Request) -> Comparison:
       UserError: for an unknown name, one given twice, missing data, or a kind that does not solve a task.
     """
     tasks = _tasks(request)
+    for name, _ in map(_split_foreign, request.foreign):
+        if name and name not in map(label, request.names):
+            raise unknown("name in --family", name, map(label, request.names))
     learned = [learned_method(label(n), read(n, request.foreign), tasks) for n in request.names]
     comparison = Comparison(
         [*_baselines(request, learned), *learned],
@@ -104,7 +108,7 @@ def read(name: str, foreign: Sequence[str] = ()) -> Checkpoint:
 
     ``foreign`` as in ``Request``.
     """
-    if (Path(name) / directory.CONFIG).is_file():
+    if directory.is_run(name):
         recipe = directory.read_recipe(Path(name))
         theta, _ = training.read_theta(name)
         seen: dict[str, Any] = {"meta_trained_on": directory.read_traits(Path(name))}
@@ -113,7 +117,7 @@ def read(name: str, foreign: Sequence[str] = ()) -> Checkpoint:
         return checkpoint.read(name)
     given = dict(_split_foreign(words) for words in foreign)
     family = given.get(label(name), given.get(""))
-    if family is None:
+    if not family:
         raise UserError(
             f"checkpoint {name} is of the family {checkpoint.read_manifest(name)['family']!r}, which metaopt does not "
             "have and will not run unasked: give it with --family path/to/file.py:name"
@@ -197,7 +201,7 @@ def record(names: Sequence[str], folder: Path) -> None:
 def check_recordable(names: Sequence[str]) -> None:
     """Raises UserError for what has no manifest to write a result into."""
     for name in names:
-        if (Path(name) / directory.CONFIG).is_file():
+        if directory.is_run(name):
             raise UserError(f"{name} is a run and has no manifest: export it first, or leave out --record")
 
 
@@ -230,9 +234,10 @@ def _baselines(request: Request, learned: Sequence[Method]) -> list[Method]:
 def _split_foreign(given: str) -> tuple[str, str]:
     """``NAME=REFERENCE`` or ``REFERENCE``, whose name is ""."""
     name, equals, reference = given.partition("=")
-    return (name, reference) if equals else ("", given)
+    return (name, reference) if equals and "/" not in name else ("", given)
 
 
 def _absolute(name: str) -> str:
     """A folder by its whole path; a name as it is."""
-    return str(Path(name).resolve()) if len(Path(name).parts) > 1 or (Path(name) / directory.CONFIG).is_file() else name
+    is_folder = checkpoint.is_path(name) or directory.is_run(name)
+    return os.path.abspath(Path(name).expanduser()) if is_folder else name

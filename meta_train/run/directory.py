@@ -29,6 +29,14 @@ ENTRIES = ("recipe", "kind", "family", "source", "search")  # of config.json
 REFERENCES = ("family", "tasks", "estimator")  # settings that may be references
 
 
+def is_run(name: str | Path) -> bool:
+    """Whether a name means a run directory, and not a checkpoint, whose code must not run."""
+    folder = Path(name).expanduser()
+    if not (folder / CONFIG).is_file() or (folder / checkpoint.MANIFEST).exists():
+        return False
+    return checkpoint.is_path(name) or name not in checkpoint.list_pretrained()
+
+
 def check_empty(run_dir: Path) -> None:
     """Raises UserError unless a run can begin in ``run_dir``."""
     if run_dir.exists() and not run_dir.is_dir():
@@ -209,17 +217,28 @@ def _recipe_of(run_dir: Path, config: dict[str, Any]) -> Recipe:
             f"meta_train.resume({str(run_dir)!r}, recipe)"
         )
     place, name = references.split(source)
-    copy, original = run_dir / COPY, Path(place)
-    # The original itself as long as it is the same: files beside it are where it expects them.
-    same = place.endswith(".py") and original.is_file() and original.read_bytes() == copy.read_bytes()
+    copy = run_dir / COPY
     try:
-        module = references.load_file(original if same else copy, config["search"])
+        # The original itself as long as it is the same: files beside it are where it expects them.
+        if _is_unchanged(source, copy, config["search"]):
+            return references.resolve(source, EXPORT, config["search"])
+        return references.attribute(references.load_file(copy, config["search"]), name or EXPORT, place)
     except UserError as error:
         raise UserError(
             f"{error}; {copy} is the copy of {source} that this run goes by: what it imports lay in "
             f"{', '.join(config['search'])}, put it back there or add its folder to PYTHONPATH"
         ) from error
-    return getattr(module, name or EXPORT)
+
+
+def _is_unchanged(source: str, copy: Path, search: list[str]) -> bool:
+    """Whether the recipe's own file is still there, and what it was when the run began."""
+    place, _ = references.split(source)
+    try:
+        if not place.endswith(".py"):
+            references.resolve(place, search=search)
+        return references.file_of(source).read_bytes() == copy.read_bytes()
+    except (UserError, OSError):
+        return False
 
 
 def _check_found(run_dir: Path, setting: str, name: Any, search: list[str]) -> None:

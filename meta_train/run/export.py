@@ -41,7 +41,7 @@ def export(
         before = checkpoint.read_manifest(run_dir / directory.START)
         # What was held constant is deployed as well.
         arrays = checkpoint.read_arrays(run_dir / directory.START) | arrays
-    about: dict[str, Any] = {"summary": summary, "recipe": recipe, "cost": _cost(rows, step, before)}
+    about: dict[str, Any] = {"summary": summary, "recipe": _portable(recipe), "cost": _cost(rows, step, before)}
     if licence or before.get("licence"):
         about["licence"] = licence or before["licence"]
     # What is deployed has seen all that led here; nobody knows where it began from weights of unknown training.
@@ -54,6 +54,15 @@ def export(
         return checkpoint.write(name, run_config["kind"], family, config, arrays, **about)
     expected = jax.eval_shape(families.build(family, **config).init, jax.random.key(0))
     return checkpoint.save(name, family, config, checkpoint.unflatten(arrays, expected, run_dir), **about)
+
+
+def _portable(value: Any) -> Any:
+    """A recipe without the folders of this machine: of a path the last part stays."""
+    if isinstance(value, dict):
+        return {name: _portable(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_portable(entry) for entry in value]
+    return value.rpartition("/")[2] if isinstance(value, str) else value
 
 
 def _cost(rows: list[dict[str, Any]], step: int, before: dict[str, Any]) -> dict[str, Any]:

@@ -93,6 +93,8 @@ def evaluate(
     settings = Settings(num_steps=num_steps, seeds=seeds, tuning_seeds=tuning_seeds, draws=draws)
     if isinstance(algorithms, str | Path):
         algorithms = [algorithms]
+    if isinstance(baselines, str):
+        baselines = [baselines]
     named = algorithms if isinstance(algorithms, Mapping) else {label(name): name for name in algorithms}
     if len(named) < len(algorithms):
         raise UserError(f"two algorithms have the same name among {', '.join(map(str, algorithms))}: pass a mapping")
@@ -155,7 +157,7 @@ def baseline_methods(chosen: Sequence[str] | Mapping[str, Baseline] | None, lear
 
 def label(name: str | Path) -> str:
     """How a checkpoint or a run is called in tables: the last part of its path."""
-    return Path(name).resolve().name
+    return os.path.basename(os.path.abspath(Path(name).expanduser()))
 
 
 def make_writable(folder: Path) -> None:

@@ -42,6 +42,11 @@ def loss_curves(title: str, methods: dict[str, list[Row]], num_steps: int) -> st
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
+def scale(methods: dict[str, list[Row]], split: str) -> str:
+    """Logarithmic where all losses are above zero; returns are negative losses, which a logarithm would hide."""
+    return "log" if all(np.all(curves(rows, split) > 0) for rows in methods.values()) else "linear"
+
+
 def _median(losses: np.ndarray) -> np.ndarray:
     """The median over seeds; NaN, which is not drawn, where more than half of the losses are not finite."""
     failed = np.isnan(losses).mean(axis=0) > 0.5

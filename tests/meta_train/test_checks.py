@@ -165,7 +165,7 @@ def changed_pes(init=None, estimate=None):
         (lambda problem, config, mesh: 3, "its constructor returns a metaopt.core.Estimator, this one int"),
         (
             changed_pes(init=lambda theta, key: {"count": jnp.zeros((), jnp.int32)}),
-            "the state's leaf 'count' has shape (), it lacks the sample axis: every leaf begins with",
+            "the state at 'count' has shape (), it lacks the sample axis: every leaf begins with",
         ),
         (changed_pes(estimate=lambda grad, state, metrics: (grad, state)), "estimate returns (grad, state, metrics)"),
         (changed_pes(estimate=lambda grad, state, metrics: (grad, state, {})), "its metrics lack 'meta_loss'"),

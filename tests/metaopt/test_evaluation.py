@@ -13,7 +13,7 @@ import metaopt
 from metaopt import checkpoint, families
 from metaopt.core import Learned
 from metaopt.errors import UserError
-from metaopt.evaluation import compare, heldout, report, statistics, summary, targets
+from metaopt.evaluation import compare, heldout, plots, report, statistics, summary, targets
 from metaopt.evaluation.run import trainer
 from metaopt.families import Baseline
 from metaopt.optimizers import baselines
@@ -316,3 +316,9 @@ def test_what_cannot_be_compared_is_named(tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             metaopt.evaluate(algorithms, tasks, **options)
+
+
+def test_returns_are_drawn_on_a_linear_axis():
+    positive, negative = {"valid": [1.0, 0.1, None]}, {"valid": [-0.1, -0.5, -0.6]}  # null: a run that failed
+    assert plots.scale({"a": [positive]}, "valid") == "log"
+    assert plots.scale({"a": [positive], "b": [negative]}, "valid") == "linear"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs SLURM's daemons and commands where they are missing, with apt, as root or by sudo without a password.
+# Installs the daemons and commands of SLURM if they are missing, with apt, as root or with sudo without a password.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 packages=(slurmctld slurmd slurm-client munge)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A real SLURM on this machine alone, for tests and to try batch scripts: no systemd, no cgroups, no data base.
+# A real SLURM on this machine only, for tests and for trying batch scripts: no systemd, no cgroups, no data base.
 #
 #   local_cluster.sh start [NODES] [CPUS]   start it (default: one node with the machine's cores)
 #   local_cluster.sh stop                   cancel its jobs, end its daemons, remove its files
-#   local_cluster.sh status                 its nodes; exit code 3 where it does not run
-#   local_cluster.sh env                    print the line that makes sbatch, srun and squeue use it
+#   local_cluster.sh status                 list its nodes; exit code 3 if it is not running
+#   local_cluster.sh env                    print the command that makes sbatch, srun and squeue use it
 #
-# Needs slurmctld, slurmd, slurm-client and munge (so named by apt), no root. Nodes may have more CPUs than the machine.
-# Files lie in $SLURM_LOCAL_DIR (default /tmp/slurm-local-UID), ports begin at $SLURM_LOCAL_PORT (default 17800).
+# Needs the apt packages slurmctld, slurmd, slurm-client and munge, no root. Nodes may have more CPUs than the machine.
+# Files are in $SLURM_LOCAL_DIR (default /tmp/slurm-local-UID), ports start at $SLURM_LOCAL_PORT (default 17800).
 set -euo pipefail
 
 DIR=${SLURM_LOCAL_DIR:-/tmp/slurm-local-$(id -u)}
@@ -17,7 +17,7 @@ export SLURM_CONF=$DIR/slurm.conf
 
 die() { echo "local_cluster.sh: $*" >&2; exit 1; }
 
-# A process that has ended but that nobody has waited for is not alive: in a container that can take long.
+# A zombie process does not count as alive: in a container it may stay for long.
 lives() { grep -qs '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$1/status"; } # lives PID
 alive() { [[ -s $1 ]] && lives "$(<"$1")"; } # alive PIDFILE
 gone() { ! lives "$1"; } # gone PID
@@ -41,7 +41,7 @@ check_programs() {
   done
 }
 
-# A key and a socket of our own: no system daemon, no root.
+# A munge with its own key and socket: no system daemon, no root.
 start_munge() {
   mkdir -m 700 "$DIR/munge"
   (umask 377 && head -c 128 /dev/urandom >"$DIR/munge/key")
@@ -134,7 +134,7 @@ start() {
     return
   fi
   check_programs
-  stop # what a crash may have left
+  stop # removes what a crash may have left
   mkdir -p "$DIR"/{state,log}
   start_munge
   write_conf "$nodes" "$cpus" >"$DIR/slurm.conf"
@@ -152,8 +152,8 @@ start() {
   echo "running: export SLURM_CONF=$SLURM_CONF"
 }
 
-# What outlived the daemons: processes whose environment names this cluster, of a job or of SLURM itself. A shell of the
-# user, who exported SLURM_CONF, is neither.
+# Processes that are still alive after the daemons have ended: those of a job or of SLURM whose environment names this
+# cluster. A shell of the user, in which SLURM_CONF is exported, is not one of them.
 leftovers() {
   local process
   for process in /proc/[0-9]*; do

@@ -1,24 +1,25 @@
-# What the batch scripts share: running a step that hears of signals, and deciding whether its job goes on.
-# They source it from the folder they were submitted from.
+# Functions of the batch scripts: running a step that receives signals, and deciding whether its job is requeued.
+# The scripts source it from the folder that they were submitted from.
 #
-#   METAOPT_PYTHON   the Python that has metaopt (default: python)
-#   MAX_RESTARTS     how often a job may go on (default: 100)
+#   METAOPT_PYTHON   Python with metaopt installed (default: python)
+#   MAX_RESTARTS     how often a job may be requeued (default: 100)
 
 python=${METAOPT_PYTHON:-python}
 
-# Since 22.05 srun no longer takes this over from the job.
+# Since SLURM 22.05 srun no longer inherits this from the job.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 
-# One element of an array needs both numbers: the last element's own is also the number of the whole array.
+# An element of an array is named by both ids, because the job id of the last element is also that of the whole array.
 job=$SLURM_JOB_ID
 [[ ${SLURM_ARRAY_JOB_ID:-} ]] && job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
-say() { echo "[$(date +%T)] job $job, life ${SLURM_RESTART_COUNT:-0}: $*"; }
+attempt=$((${SLURM_RESTART_COUNT:-0} + 1))
+say() { echo "[$(date +%T)] job $job, attempt $attempt: $*"; }
 
 # Runs a command on every task of the job; its exit code is left in $rc.
 #
-# A first task that fails must not end the others, which may be saving. SIGUSR1 (the time limit is near) reaches this
-# shell alone and is passed on; SIGTERM reaches the tasks by itself and must only not end this shell.
+# A task that fails must not end the others, which may be saving. SIGUSR1 (the time limit is near) is sent to this shell
+# only and is passed on to the tasks. SLURM sends SIGTERM to the tasks as well; it only must not end this shell.
 step() { # step COMMAND...
   local child interrupted=1
   trap 'interrupted=1; kill -USR1 "$child" 2>/dev/null' USR1
@@ -33,75 +34,75 @@ step() { # step COMMAND...
   say "the step ended with exit code $rc"
 }
 
-# Whether SLURM asked the job to make room. It counts on the job to come back by itself if it leaves in time.
+# Whether SLURM has preempted the job. If the job exits during the grace period, it has to requeue itself.
 preempted() { scontrol show job "$job" | grep -q 'PreemptTime=[0-9]'; }
 
-# Puts the job back into the queue. One that the user canceled or requeued, or that ran into its time limit, is
-# already ending (COMPLETING, no longer RUNNING) and is left alone: a canceled job stays canceled. So is one that lives
-# elsewhere by now, where SLURM has given up this node.
-go_on() { # go_on WHY
-  local state attempt
+# Puts the job back into the queue. A job that the user canceled or requeued, or that reached its time limit, is already
+# ending (COMPLETING, no longer RUNNING) and is not requeued: a canceled job stays canceled. Neither is a job that SLURM
+# has restarted on other nodes because it considers this node lost.
+requeue() { # requeue REASON
+  local state try
   state=$(squeue -h -j "$job" -o %T)
   if [[ $state != RUNNING ]]; then
     say "not requeued: SLURM is ending the job ($state)"
   elif ! scontrol show job "$job" | grep -q "Restarts=${SLURM_RESTART_COUNT:-0} "; then
-    say "not requeued: the job is in a later life"
+    say "not requeued: SLURM has already restarted the job"
   elif ((${SLURM_RESTART_COUNT:-0} >= ${MAX_RESTARTS:-100})); then
-    say "not requeued: it has gone on ${MAX_RESTARTS:-100} times (MAX_RESTARTS)"
+    say "not requeued: it was requeued ${MAX_RESTARTS:-100} times already (MAX_RESTARTS)"
   else
     say "requeued: $1"
-    for attempt in 1 2 3; do # the controller may be busy
-      scontrol requeue "$job" && exec sleep 300 # until SLURM ends it
-      sleep "${attempt}0"
+    for try in 1 2 3; do # the controller may be busy
+      scontrol requeue "$job" && exec sleep 300 # until SLURM ends the job
+      sleep "${try}0"
     done
     say "scontrol requeue failed; continue with: scontrol requeue $job"
   fi
 }
 
-# srun ends with 0 also where a node was lost.
+# Exit code 0 of srun is not enough, because srun also exits with 0 if a node was lost.
 is_finished() { # is_finished RUN
   local steps
   steps=$(sed -n 's/.*"outer_steps": \([0-9]*\).*/\1/p' "$1/config.json")
   [[ $steps && $(newest_state "$1") == "$steps" ]]
 }
 
-# The last outer step that is saved: the sums come last.
+# The newest outer step that is completely saved; its checksums are written last.
 newest_state() { # newest_state RUN
   (cd "$1/state" 2>/dev/null && ls -d [0-9]*/SHA256SUMS 2>/dev/null) | cut -d/ -f1 | sort -n | tail -n 1
 }
 
-# Begins a run or goes on with it, and puts the job back into the queue where that helps.
+# Starts or resumes a run, and puts the job back into the queue if another attempt can continue.
 train() { # train RUN RECIPE [name=value ...]
-  local run=$1 before what
+  local run=$1 before arguments
   shift
   before=$(newest_state "$run")
   rm -f "$run/REQUEUE"
-  what=("$@" --dir "$run")
-  [[ -e $run/config.json ]] && what=(--resume "$run")
-  step "$python" -m meta_train.cli train "${what[@]}"
+  arguments=("$@" --dir "$run")
+  [[ -e $run/config.json ]] && arguments=(--resume "$run")
+  step "$python" -P -m meta_train.cli train "${arguments[@]}"
   if ((rc == 0)) && is_finished "$run"; then
     say "$run is finished"
     exit 0
   elif ((rc == 2)); then
     say "not requeued: the message above says what to change"
   elif preempted; then
-    go_on "it was preempted"
+    requeue "it was preempted"
   elif [[ $(newest_state "$run") != "$before" ]]; then
     if [[ -e $run/REQUEUE ]]; then
-      go_on "it stopped early and saved"
+      requeue "it stopped early and saved"
     elif ((rc == 85)); then
-      say "not requeued: it was stopped by hand"
+      say "not requeued: it was interrupted by the user"
     else
-      go_on "it crashed, but had got further: to outer step $(newest_state "$run")"
+      requeue "it crashed after saving outer step $(newest_state "$run")"
     fi
   elif [[ -e $run/REQUEUE ]]; then
     if ((${SLURM_RESTART_COUNT:-0} == 0)); then
-      go_on "it stopped early"
+      requeue "it stopped early"
     else
-      say "not requeued: the time was too short to get further (outer step ${before:-0}): ask for more --time"
+      say "not requeued: the time was too short to save a new state (outer step ${before:-0}): ask for more --time"
     fi
   else
-    say "not requeued: it crashed without getting further (outer step ${before:-0})"
+    say "not requeued: it crashed without saving a new state (outer step ${before:-0})"
   fi
   exit $((rc ? rc : 1))
 }

@@ -16,6 +16,7 @@ import pytest
 import metaopt
 from meta_train import cli, training
 from meta_train.cluster import sweep
+from meta_train.evaluation import evaluate
 from meta_train.run import directory
 from metaopt.errors import UserError
 
@@ -176,3 +177,47 @@ def test_jobs_and_sweeps_name_files_by_their_whole_path(outside, capsys, monkeyp
     words = ["small-fc-images", "--suite", "./my_tasks.py:my_suite", "--baselines", "lion", "--dry-run"]
     assert cli.main(["submit", "evaluate", *words]) == 0
     assert f"'{outside}/my_tasks.py:my_suite'" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_no_run_whatever_else_its_folder_holds(outside, monkeypatch):
+    monkeypatch.setenv("METAOPT_CHECKPOINTS", str(outside / "checkpoints"))
+    folder = shutil.copytree(outside / "checkpoints" / "mine", outside / "elsewhere" / "both")
+    shutil.copytree(outside / "runs" / "mine", folder, dirs_exist_ok=True)
+    (folder / "recipe.py").write_text("raise SystemExit('this must not run')\n")
+    assert not directory.is_run(folder) and directory.is_run(outside / "runs" / "mine")
+    with pytest.raises(UserError, match="will not run unasked"):
+        evaluate.read(str(folder))
+    for unset in ("", None):  # "" is what an unset variable of a shell gives
+        with pytest.raises(UserError):
+            metaopt.load(folder, family=unset)
+
+
+def test_a_manifest_names_no_folder_of_the_machine_it_was_made_on(outside, named):
+    run(outside, "export", "runs/named", "portable")
+    text = (outside / "checkpoints" / "portable" / "manifest.json").read_text()
+    assert str(outside) not in text and '"tasks": "my_tasks.py:my_suite"' in text
+
+
+def test_a_recipe_of_a_package_is_resumed_though_it_imports_its_neighbors(outside):
+    text = (outside / "my_recipe.py").read_text().replace("family=gain", "family=neighbor.build(neighbor.Config())")
+    (outside / "my_package" / "experiment.py").write_text(
+        text.replace("import optax", "import optax\nfrom . import gain as neighbor", 1)
+    )
+    run(outside, "train", "my_package.experiment:recipe", "outer_steps=10", "--dir", "runs/of-package")
+    assert "resumed" in run(outside, "train", "--resume", outside / "runs" / "of-package", cwd=outside.parent)
+
+
+def test_settings_that_are_tuples_come_back_from_json(outside):
+    sized = [
+        "from my_recipe import gain",
+        "def sized(sizes=(1, 2)):",
+        "    assert isinstance(sizes, tuple)",
+        "    return gain()",
+    ]
+    (outside / "sized.py").write_text("\n".join(sized) + "\n")
+    words = ["family=./sized.py:sized", "settings.sizes=(3,4)", *SHORT, "--dir", "runs/sized"]
+    run(outside, "train", "./my_recipe.py", *words)
+    assert "resumed" in run(outside, "train", "--resume", "runs/sized")
+    run(outside, "export", "runs/sized", "sized")
+    assert json.loads((outside / "checkpoints" / "sized" / "manifest.json").read_text())["config"] == {"sizes": [3, 4]}
+    run(outside, "info", "sized", "--family", "sized.py:sized")

@@ -26,7 +26,8 @@ VARIANTS = [
     ("l2o_pa", {"heads": "p,a,b1,b2", "norm": "softplus", "l1": 0.1}),
     ("small_fc", {"hidden": 8, "schedule": True, "relative": True}),
 ]
-CASES = [(family, {}) for family in sorted(families.FAMILIES)] + VARIANTS
+OPTIMIZERS = sorted(name for name, entry in families.FAMILIES.items() if entry.kind == "optimizer")
+CASES = [(family, {}) for family in OPTIMIZERS] + VARIANTS
 NUM_STEPS = 10
 
 

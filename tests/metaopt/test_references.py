@@ -210,3 +210,26 @@ def test_where_a_reference_leads(folder):
     assert references.folder_of("alone:z") == folder
     with pytest.raises(UserError, match="'sys:path' is in no file"):
         references.file_of("sys:path")
+
+
+def test_files_with_siblings_of_one_name_import_their_own(tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "helper_of_a_test.py").write_text(f"name = {folder!r}\n")
+        (tmp_path / folder / "user.py").write_text("from helper_of_a_test import name\n")
+    (tmp_path / "helper_of_a_test.py").write_text("name = 'that of the working directory'\n")
+    monkeypatch.chdir(tmp_path)
+    assert [references.resolve(f"./{folder}/user.py:name") for folder in ("a", "b", "a")] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("import sys; sys.exit(0)", "user.py, line 1: SystemExit: 0"),
+        ("from metaopt import references; references.resolve(__file__ + ':x')", "user.py refers to itself"),
+    ],
+)
+def test_a_file_that_ends_or_repeats_itself_is_named(tmp_path, text, message):
+    (tmp_path / "user.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        references.resolve(f"{tmp_path}/user.py:x")

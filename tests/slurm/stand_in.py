@@ -18,6 +18,7 @@ for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, lambda *_: stop.append(True))
 
 parser = argparse.ArgumentParser()
+parser.add_argument("-P", action="store_true")
 parser.add_argument("-m", required=True)
 parser.add_argument("command", choices=["train"])
 parser.add_argument("recipe", nargs="?")

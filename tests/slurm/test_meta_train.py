@@ -38,14 +38,14 @@ def test_crash_after_progress(train):
     job, run, log = train(*RECIPE)
     wait_for_state(run)
     cluster.call("scancel", "--signal=KILL", f"{job}.0")
-    assert_goes_on(job, run, log, "requeued: it crashed, but had got further: to outer step")
+    assert_goes_on(job, run, log, "requeued: it crashed after saving outer step")
 
 
 def test_crash_without_progress(train):
     job, run, log = train(RECIPE[0], "outer_steps=1000", "save_every=1000")
     cluster.wait_until((run / "config.json").exists)
     cluster.call("scancel", "--signal=KILL", f"{job}.0")
-    assert_gave_up(job, log, "not requeued: it crashed without getting further (outer step 0)")
+    assert_gave_up(job, log, "not requeued: it crashed without saving a new state (outer step 0)")
 
 
 def test_mistake_of_the_user(train):
@@ -72,4 +72,4 @@ def test_max_restarts(train):
         cluster.wait_until(lambda before=before: saved(run) != before)
         cluster.call("scancel", "--signal=USR1", f"{job}.0")
     assert cluster.lives(job) == 2
-    assert_gave_up(job, log, "not requeued: it has gone on 1 times (MAX_RESTARTS)")
+    assert_gave_up(job, log, "not requeued: it was requeued 1 times already (MAX_RESTARTS)")

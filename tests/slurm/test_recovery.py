@@ -71,7 +71,7 @@ def test_a_task_is_killed(live, whole):
     job, run, log = live()
     victim = next(pid for pid in tasks_of(job) if environ_of(pid)["SLURM_PROCID"] == "1")
     os.kill(victim, signal.SIGKILL)
-    assert_same(job, run, log, whole, "it crashed, but had got further")
+    assert_same(job, run, log, whole, "it crashed after saving outer step")
 
 
 def test_time_limit(live, whole):

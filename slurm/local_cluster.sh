@@ -18,9 +18,9 @@ export SLURM_CONF=$DIR/slurm.conf
 die() { echo "local_cluster.sh: $*" >&2; exit 1; }
 
 # A zombie process does not count as alive: in a container it may stay for long.
-lives() { grep -qs '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$1/status"; } # lives PID
-alive() { [[ -s $1 ]] && lives "$(<"$1")"; } # alive PIDFILE
-gone() { ! lives "$1"; } # gone PID
+is_alive() { grep -qs '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$1/status"; } # is_alive PID
+alive() { [[ -s $1 ]] && is_alive "$(<"$1")"; } # alive PIDFILE
+gone() { ! is_alive "$1"; } # gone PID
 
 running() { alive "$DIR/slurmctld.pid"; }
 

@@ -151,4 +151,4 @@ def _join(floats: list[jax.Array], inner: PyTree) -> PyTree:
 
 
 def _finite(tangents: list[jax.Array]) -> jax.Array:
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(t)) for t in tangents], bool))  # of no tangent: true
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(t)) for t in tangents], bool))  # true if there are no tangents

@@ -29,7 +29,7 @@ class Measured(NamedTuple):
     inner_steps: jax.Array
 
 
-InnerStates = tuple[PyTree, ...]  # of each problem: (members, episodes, ...) inner states in lockstep, else ()
+InnerStates = tuple[PyTree, ...]  # for each problem (members, episodes, ...) inner states in lockstep, else ()
 Evaluate = Callable[[Theta, InnerStates, Key, jax.Array, jax.Array], tuple[Measured, InnerStates]]
 
 

@@ -172,7 +172,7 @@ def draw(result: dict[str, Any]) -> Figure:
 def _common_recipe(run_dirs: list[Path]) -> Recipe:
     """The recipe of the first run. Raises UserError if the runs cannot be compared."""
     if len({path.name for path in run_dirs}) < len(run_dirs):
-        raise UserError("runs are told apart by the names of their folders: give them different ones")
+        raise UserError("runs are distinguished by the names of their folders: give them different ones")
     recipes = [directory.read_recipe(path) for path in run_dirs]
     for path, recipe in zip(run_dirs, recipes, strict=True):
         learns = recipe.family.settings

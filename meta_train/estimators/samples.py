@@ -39,7 +39,7 @@ class Sampling:
             raise UserError(f"num_samples and window must be at least 1, got {self.num_samples} and {self.window}")
         for name in ("sigma", "sample_clip", "at_once"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} must not be negative, and finite, got {getattr(self, name)}")
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
         for kind, known in (("combine", COMBINATIONS), ("shaping", SHAPINGS)):
             if getattr(self, kind) not in known:
                 raise unknown(kind, getattr(self, kind), known)

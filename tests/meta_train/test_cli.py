@@ -44,7 +44,7 @@ def fails(capsys, *arguments) -> str:
         (["quadratics", "shaping=ranks"], "did you mean 'rank'?"),
         (["quadratics", "distribution=loguniform"], "did you mean 'log_uniform'?"),
         (["quadratics", "estimator=gpes", "options.windows_per_draw=two"], "takes int, got 'two'"),
-        (["quadratics", "--devices", "8", "estimator=tbptt", "shaping=rank"], "no use for shaping: set shaping=none"),
+        (["quadratics", "--devices", "8", "estimator=tbptt", "shaping=rank"], "does not use shaping: set shaping=none"),
         (["quadratics", "clip=0.0"], "learning_rate and clip must be above 0"),
         (["quadratics", "tasks=quadratic"], "did you mean 'quadratics'?"),
         (["quadratics", "outer_steps=15"], "multiples of steps_per_dispatch"),
@@ -89,7 +89,7 @@ def checkpoint(tmp_path, monkeypatch):
 
 def test_list_and_info(capsys, checkpoint):
     assert cli.main(["list"]) == 0
-    assert "mine                     hand         a test" in capsys.readouterr().out
+    assert "mine                     optimizer    hand         a test" in capsys.readouterr().out
     assert cli.main(["info", "mine"]) == 0
     assert json.loads(capsys.readouterr().out)["config"] == {"learning_rate": 0.3}
 

@@ -72,18 +72,23 @@ class Watch:
 
     Attributes:
       dispatch: duration of the last dispatch in seconds.
-      save: duration of the last save in seconds.
     """
 
     def __init__(self, run_dir: Path, received: list[Reason], dispatches_per_save: float):
         self._run_dir, self._received, self._dispatches_per_save = run_dir, received, dispatches_per_save
         self._mark = processes.on_first(_take, run_dir)
         self._times = processes.on_first(job_times)
-        self.dispatch, self.save = 0.0, 0.0
+        self.dispatch = 0.0
+        self._save = 0.0  # seconds of the last save
+        self._turn = 0.0  # seconds from one agreement to the next but for saving: a dispatch, its metrics, the others
+        self._agreed: float | None = None  # when the processes last agreed, later by what was saved since
         self._fastest = float("inf")  # shortest dispatch so far: a delayed one does not predict the next
 
     def agree(self) -> Reason:
         """Why all processes stop now, or NONE; all processes have to call this."""
+        now = time.monotonic()
+        self._turn = 0.0 if self._agreed is None else now - self._agreed
+        self._agreed = now
         return Reason(processes.largest(max([self._own_reason(), *self._received])))
 
     def dispatched(self, seconds: float) -> None:
@@ -93,7 +98,9 @@ class Watch:
 
     def saved(self, seconds: float) -> None:
         """Records the duration of a save."""
-        self.save = seconds
+        self._save = seconds
+        if self._agreed is not None:
+            self._agreed += seconds
 
     def leave(self, reason: Reason) -> None:
         """Releases the run directory, and leaves the marker in it if the job should be requeued.
@@ -123,8 +130,8 @@ class Watch:
             return Reason.TAKEN
         if float("inf") > self._interval() > self._limit():
             return Reason.SAVE_INTERVAL_TOO_LONG
-        # The remaining time may be too short for another dispatch and a save.
-        if self._times and time.time() + 2 * (self.dispatch + self.save) + SAFETY_MARGIN > self._times[1]:
+        # The remaining time may be too short for another turn and a save.
+        if self._times and time.time() + 2 * (self._turn + self._save) + SAFETY_MARGIN > self._times[1]:
             return Reason.REQUEUE
         return Reason.NONE
 

@@ -75,7 +75,7 @@ def test_a_task_is_killed(live, whole):
 
 
 def test_time_limit(live, whole):
-    """The trainer knows when its job began and how long it may last; after a dispatch of 17 s it expects another."""
+    """The trainer knows when its job began and how long it may last; after a turn of 17 s it expects another."""
     job, run, log = live(options=["--time=1", "--signal=B:CONT@1"])  # a signal that says nothing here
     end = time.monotonic() + 17
     hold(tasks_of(job), lambda: time.monotonic() > end)

@@ -69,11 +69,6 @@ def init_stack(key: Key, num_in: int, hidden: int, layers: int) -> Theta:
     return {f"layer{i}": init(jax.random.fold_in(key, i), size, hidden) for i, size in enumerate(sizes)}
 
 
-def zeros_stack(shape: tuple[int, ...], hidden: int, layers: int) -> tuple[LSTMState, ...]:
-    """States of zeros, one for each layer."""
-    return tuple(zeros(shape, hidden) for _ in range(layers))
-
-
 def step_stack(weights: Theta, x: jax.Array, states: tuple[LSTMState, ...]) -> tuple[LSTMState, ...]:
     """One step of every layer; the output is ``hidden`` of the last new state."""
     new_states = []

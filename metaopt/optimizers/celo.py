@@ -82,7 +82,6 @@ def build(config: Config = Config()) -> Learned:
     def bind(theta: Theta, num_steps: jax.Array | int | None = None) -> optax.GradientTransformationExtraArgs:
         if config.scheduled and num_steps is None:
             raise ValueError("celo looks at the fraction of training done: pass num_steps=")
-        features.check_num_steps(num_steps)
 
         def init_state(params: Params) -> State:
             moments = init_moments(params, DECAYS) if config.rule == "mlp" else adam.init(params)
@@ -117,6 +116,8 @@ def build(config: Config = Config()) -> Learned:
                 updates = map_tensors(update_tensor, moments, params, grads)
             return updates, State(state.step + 1, moments, lstm_state, losses)
 
-        return rule.transformation(init_state, update, name="celo", needs_value=config.scheduled)
+        return rule.transformation(
+            init_state, update, name="celo", needs_value=config.scheduled, largest_gradient=jnp.inf
+        )
 
     return Learned(init, bind)

@@ -13,8 +13,7 @@ import optax
 
 from metaopt.core import Key, Learned, Params, PyTree, Theta
 from metaopt.nn import mlp
-from metaopt.optimizers.common import channels, per_parameter, rule
-from metaopt.optimizers.common.accumulators import stop_gradient_up_to
+from metaopt.optimizers.common import channels, per_parameter, roots, rule
 from metaopt.optimizers.common.gradients import clip_and_zero_nan
 from metaopt.optimizers.common.moments import Decays, Moments, init_moments, map_tensors, update_moments
 
@@ -104,13 +103,13 @@ def build(config: Config = Config()) -> Learned:
                     return -rate * config.vector_multiplier * m * jax.lax.rsqrt(v + 1e-8)
                 m = m / (1.0 - DECAYS.momentum[0] ** step)
                 v = v / (1.0 - DECAYS.rms[0] ** step)
-                ratio = m / (jnp.sqrt(stop_gradient_up_to(v)) + 1e-8)
+                ratio = m / (roots.sqrt(v) + 1e-8)
                 return -rate * config.vector_multiplier * (ratio + config.weight_decay * p)
 
             updates = map_tensors(update_tensor, moments, params, grads, kinds=kinds(params))
             return updates, State(step, moments)
 
-        return rule.transformation(init_state, update, name="celo2")
+        return rule.transformation(init_state, update, name="celo2", largest_gradient=jnp.inf)
 
     return Learned(init, bind)
 
@@ -140,8 +139,7 @@ def orthogonalize(u: jax.Array) -> jax.Array:
         polynomial = b * gram + c * (gram @ gram)
         return a * x + (x @ polynomial if tall else polynomial @ x)
 
-    norm = jnp.linalg.norm(u, axis=(-2, -1), keepdims=True)
-    return jax.lax.fori_loop(0, 5, step, u / (norm + 1e-8))
+    return jax.lax.fori_loop(0, 5, step, u / (roots.norm(u, axis=(-2, -1)) + 1e-8))
 
 
 def _channels(x: channels.TensorInputs) -> list[jax.Array]:

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.core import Key, Learned, Params, PyTree, Theta
+from metaopt.core import Key, Learned, Params, Theta
 from metaopt.nn import lstm, mlp
-from metaopt.optimizers.common import coordinates, rule
-from metaopt.optimizers.common.accumulators import ema, stop_gradient_up_to
+from metaopt.nn.lstm import LSTMState
+from metaopt.optimizers.common import coordinates, roots, rule
+from metaopt.optimizers.common.accumulators import ema
 
 RULES = ("l2o_dm", "rnnprop")
 LOG_RANGE = 10.0  # l2o_dm: the LSTM reads gradients above exp(-10) on a log scale
@@ -43,7 +44,7 @@ class Config:
 class State(NamedTuple):
     step: jax.Array  # () int32
     moments: tuple[Params, ...]  # rnnprop: first and second, biased toward zero; l2o_dm: none
-    lstm: PyTree  # for each tensor, the LSTMState of each layer, (*shape, hidden)
+    lstm: tuple[LSTMState, ...]  # of each layer; trees like the parameters of arrays (*shape, hidden)
 
 
 def build(config: Config = Config()) -> Learned:
@@ -77,7 +78,7 @@ def build(config: Config = Config()) -> Learned:
             return State(
                 jnp.zeros((), jnp.int32),
                 tuple(jax.tree.map(jnp.zeros_like, params) for _ in range(2 if rnnprop else 0)),
-                jax.tree.map(lambda p: lstm.zeros_stack(p.shape, config.hidden, config.layers), params),
+                coordinates.zeros_lstm(params, config.hidden, config.layers),
             )
 
         def update(grads: Params, state: State, params: Params, value: jax.Array | None) -> tuple[Params, State]:
@@ -119,5 +120,5 @@ def log_and_sign(g: jax.Array) -> jax.Array:
 def _relative_to_rms(dense: Theta, step: jax.Array, g: jax.Array, m: jax.Array, v: jax.Array) -> jax.Array:
     """The input of rnnprop's LSTM, (*shape, hidden): g and m relative to sqrt(v), through a dense layer and ELU."""
     correction = 1.0 - DECAY ** step.astype(jnp.float32)
-    rms = jnp.sqrt(stop_gradient_up_to(v / correction)) + EPS
+    rms = roots.sqrt(v / correction) + EPS
     return jax.nn.elu(jnp.stack([g / rms, m / correction / rms], axis=-1) @ dense["w0"] + dense["b0"])

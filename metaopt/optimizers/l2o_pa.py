@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.core import Key, Learned, Params, PyTree, Theta
+from metaopt.core import Key, Learned, Params, Theta
 from metaopt.nn import lstm, mlp
+from metaopt.nn.lstm import LSTMState
 from metaopt.optimizers.common import coordinates, rule
 
 HEADS = ("p", "a", "b", "b1", "b2")
@@ -59,7 +60,7 @@ class Config:
 
 class State(NamedTuple):
     lead: Params  # y - x: the parameters minus the last proximal step
-    lstm: PyTree  # for each tensor, the LSTMState of each layer, (*shape, hidden)
+    lstm: tuple[LSTMState, ...]  # of each layer; trees like the parameters of arrays (*shape, hidden)
 
 
 class Coefficients(NamedTuple):
@@ -103,8 +104,8 @@ def build(config: Config = Config()) -> Learned:
         del num_steps
 
         def init_state(params: Params) -> State:
-            states = jax.tree.map(lambda p: lstm.zeros_stack(p.shape, config.hidden, config.layers), params)
-            return State(jax.tree.map(jnp.zeros_like, params), states)
+            zeros = coordinates.zeros_lstm(params, config.hidden, config.layers)
+            return State(jax.tree.map(jnp.zeros_like, params), zeros)
 
         def update(
             grads: Params,
@@ -124,7 +125,7 @@ def build(config: Config = Config()) -> Learned:
 
             def update_tensor(
                 y: jax.Array, g: jax.Array, g_x: jax.Array, lead: jax.Array, lstm_state: tuple
-            ) -> tuple[jax.Array, tuple]:
+            ) -> tuple[jax.Array, State]:
                 inputs = jax.lax.stop_gradient(jnp.stack([g, y], axis=-1))
                 lstm_state = lstm.step_stack(theta["lstm"], inputs, lstm_state)
                 c = _coefficients(theta["heads"], lstm_state[-1].hidden, config)
@@ -134,10 +135,9 @@ def build(config: Config = Config()) -> Learned:
                     inside = c.b * inside + (1.0 - c.b) * (x - s * g_x)
                 x_new = soft_threshold(inside + c.b1, s * config.l1) if config.l1 else inside + c.b1
                 lead = c.a * (x_new - x) + c.b2
-                return x_new + lead - y, (lead, lstm_state)
+                return x_new + lead - y, State(lead, lstm_state)
 
-            updates, states = coordinates.map_coordinates(update_tensor, (params, grads, grads_x), state)
-            return updates, State(*states)
+            return coordinates.map_coordinates(update_tensor, (params, grads, grads_x), state)
 
         return rule.transformation(init_state, update, name="l2o_pa", reads=("value_fn",))
 

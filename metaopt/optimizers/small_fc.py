@@ -15,7 +15,8 @@ import optax
 
 from metaopt.core import Key, Learned, Params, Theta
 from metaopt.nn import mlp
-from metaopt.optimizers.common import channels, features, per_parameter, rule
+from metaopt.optimizers.common import channels, features, per_parameter, roots, rule
+from metaopt.optimizers.common.gradients import LARGEST_TO_THE_FOURTH
 from metaopt.optimizers.common.moments import Decays, Moments, init_moments, map_tensors, update_moments
 
 INITIAL_DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.999,), factored=(0.9, 0.99, 0.999))
@@ -92,7 +93,7 @@ def build(config: Config = Config()) -> Learned:
                 scale = scale * jnp.exp(theta["schedule"] @ elapsed)
 
             def update_tensor(p: jax.Array, g: jax.Array, moments: Moments) -> jax.Array:
-                unit = jnp.maximum(jnp.sqrt(jnp.mean(p * p)), SMALLEST_RMS) if config.relative else 1.0
+                unit = jnp.maximum(roots.sqrt(jnp.mean(p * p)), SMALLEST_RMS) if config.relative else 1.0
                 inputs = channels.tensor_inputs(p, g, moments)
 
                 def step(direction: jax.Array, log_size: jax.Array) -> jax.Array:
@@ -102,6 +103,6 @@ def build(config: Config = Config()) -> Learned:
 
             return map_tensors(update_tensor, moments, params, grads), State(state.step + 1, moments)
 
-        return rule.transformation(init_state, update, name="small_fc")
+        return rule.transformation(init_state, update, name="small_fc", largest_gradient=LARGEST_TO_THE_FOURTH)
 
     return Learned(init, bind)

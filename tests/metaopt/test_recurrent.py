@@ -33,7 +33,7 @@ def test_the_lstm_is_that_of_flax_with_a_forget_gate_that_starts_open():
 
 def test_a_stack_feeds_each_layer_the_output_of_the_one_below():
     weights = lstm.init_stack(KEY, 2, 4, 2)
-    first, second = lstm.step_stack(weights, draw(1, 3, 2), lstm.zeros_stack((3,), 4, 2))
+    first, second = lstm.step_stack(weights, draw(1, 3, 2), (lstm.zeros((3,), 4), lstm.zeros((3,), 4)))
     below = lstm.step(weights["layer0"], draw(1, 3, 2), lstm.zeros((3,), 4))
     np.testing.assert_array_equal(first.hidden, below.hidden)
     np.testing.assert_array_equal(second.hidden, lstm.step(weights["layer1"], below.hidden, lstm.zeros((3,), 4)).hidden)

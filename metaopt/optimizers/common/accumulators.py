@@ -10,14 +10,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metaopt.core import PyTree
+
 FACTORED_EPS = 1e-30  # keeps the factored second moment of a zero gradient positive
 
 
 class Factored(NamedTuple):
-    """Row and column means of a second moment, for a tensor of rank >= 2."""
+    """Row and column means of a second moment: trees like the parameters, or the arrays of one tensor.
 
-    row: jax.Array  # the tensor's shape with size 1 on its largest axis
-    col: jax.Array  # the tensor's shape with size 1 on its second largest axis
+    Below rank 2 there is nothing to factor: ``row`` is the second moment itself, ``col`` a zero that is
+    not used.
+    """
+
+    row: PyTree  # the tensor's shape with size 1 on its largest axis
+    col: PyTree  # the tensor's shape with size 1 on its second largest axis
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -35,19 +41,10 @@ def ema(decay: jax.Array | float, old: jax.Array, new: jax.Array) -> jax.Array:
     return decay * old + (1 - decay) * new
 
 
-def stop_gradient_up_to(x: jax.Array, threshold: float = 0.0) -> jax.Array:
-    """``x``, with a derivative of zero wherever ``x <= threshold``.
-
-    The derivative of a square root is infinite at zero, and infinity times the zero of a parameter
-    that never had a gradient is NaN.
-    """
-    return jnp.where(x > threshold, x, jax.lax.stop_gradient(x))
-
-
-def init_factored(param: jax.Array) -> Factored | jax.Array:
-    """Zeros for one tensor: row and column means if its rank is at least 2, else its own shape."""
+def init_factored(param: jax.Array) -> Factored:
+    """Zeros for one tensor."""
     if param.ndim < 2:
-        return jnp.zeros(param.shape, jnp.float32)
+        return Factored(jnp.zeros(param.shape, jnp.float32), jnp.zeros((1,) * param.ndim, jnp.float32))
     second, largest = factored_axes(param.shape)
 
     def averaged_over(axis: int) -> jax.Array:
@@ -58,12 +55,12 @@ def init_factored(param: jax.Array) -> Factored | jax.Array:
     return Factored(row=averaged_over(largest), col=averaged_over(second))
 
 
-def update_factored(decay: jax.Array | float, old: Factored | jax.Array, grad: jax.Array) -> Factored | jax.Array:
-    """Averages in the squared gradient; for ``Factored``, its means over the largest and the second largest axis."""
+def update_factored(decay: jax.Array | float, old: Factored, grad: jax.Array) -> Factored:
+    """Averages in the squared gradient of one tensor, its means over the largest and the second largest axis."""
     decay = jnp.clip(decay, 0.0, 1.0)
     square = grad * grad + FACTORED_EPS
-    if not isinstance(old, Factored):
-        return ema(decay, old, square)
+    if grad.ndim < 2:
+        return old._replace(row=ema(decay, old.row, square))
     second, largest = factored_axes(grad.shape)
     return Factored(
         ema(decay, old.row, jnp.mean(square, axis=largest, keepdims=True)),
@@ -71,7 +68,7 @@ def update_factored(decay: jax.Array | float, old: Factored | jax.Array, grad: j
     )
 
 
-def preconditioners(moment: Factored | jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
+def preconditioners(moment: Factored, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
     """Arrays whose product is about the inverse square root of the second moment.
 
     With d1 the second largest axis,
@@ -87,8 +84,8 @@ def preconditioners(moment: Factored | jax.Array, shape: tuple[int, ...]) -> tup
       (R, C) or (D,), each broadcastable to ``shape``. Multiply by one after the other: R * C would
       be a further array of the tensor's size.
     """
-    if not isinstance(moment, Factored):
-        return (_safe_rsqrt(moment + 1e-9),)
+    if len(shape) < 2:
+        return (_safe_rsqrt(moment.row + 1e-9),)
     second, _ = factored_axes(shape)
     row_mean = jnp.mean(moment.row, axis=second, keepdims=True)
     return _safe_rsqrt(moment.row / (row_mean + 1e-9)), _safe_rsqrt(moment.col)

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.lax import rsqrt
 
-from metaopt.optimizers.common.accumulators import Factored, preconditioners, stop_gradient_up_to
+from metaopt.optimizers.common import roots
+from metaopt.optimizers.common.accumulators import preconditioners
 from metaopt.optimizers.common.moments import Moments
 
 NUM_SMALL_FC_CHANNELS, NUM_VELO_CHANNELS = 28, 30
@@ -46,8 +47,8 @@ def tensor_inputs(p: jax.Array, g: jax.Array, moments: Moments) -> TensorInputs:
         g,
         moments.momentum,
         moments.rms,
-        tuple(f.row if isinstance(f, Factored) else f for f in factored),
-        tuple(f.col if isinstance(f, Factored) else f for f in factored),
+        tuple(f.row for f in factored),
+        tuple(f.col if p.ndim >= 2 else f.row for f in factored),
         tuple(preconditioners(f, p.shape) for f in factored),
     )
 
@@ -110,6 +111,6 @@ def _preconditioned_momentum(x: TensorInputs, eps: float) -> list[jax.Array]:
     # For rank < 2 the references use another formula than for the gradient, and two values of eps.
     # Without eps only FACTORED_EPS keeps the second moment of a zero gradient positive.
     return [
-        m * rsqrt(stop_gradient_up_to(second + eps, threshold=1e-24))
+        m * roots.rsqrt(second + eps, smallest=1e-24)
         for m, second in zip(x.momentum, x.row_means, strict=True)
     ]

@@ -10,30 +10,30 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Params, PyTree
-from metaopt.optimizers.common import tiling
+from metaopt.nn.lstm import LSTMState
+from metaopt.optimizers.common import tiling, trees
 
 
 def map_coordinates(
-    f: Callable[..., tuple[jax.Array, tuple]], inputs: Sequence[PyTree], states: Sequence[PyTree]
-) -> tuple[Params, tuple[PyTree, ...]]:
+    f: Callable[..., tuple[jax.Array, tuple]], inputs: Sequence[PyTree], state: Sequence[PyTree]
+) -> tuple[Params, Sequence[PyTree]]:
     """Applies a recurrent function to every coordinate of every tensor, large tensors tile by tile.
 
     Args:
-      f: ``(*inputs, *states) -> (result, new states)`` of one tensor, coordinate by coordinate.
+      f: ``(*inputs, *state) -> (result, new state)`` of one tensor, coordinate by coordinate.
       inputs: trees; the first holds the tensors. In place of a tensor, the others hold numbers and
         arrays that broadcast to its shape, alone or in a subtree.
-      states: trees that hold, in place of a tensor, arrays (*shape of the tensor, ...).
+      state: containers of trees that hold, in place of a tensor, an array (*shape of the tensor, ...).
 
     Returns:
-      The tree of results and a tuple of trees of new states.
+      The tree of results and the new state.
     """
     structure = jax.tree.structure(inputs[0])
-    arguments = list(zip(*map(structure.flatten_up_to, (*inputs, *states)), strict=True))
-    num_inputs = len(inputs)
-    outputs = [_apply_to_tensor(f, of_tensor[:num_inputs], of_tensor[num_inputs:]) for of_tensor in arguments]
+    inputs_by_tensor = zip(*map(structure.flatten_up_to, inputs), strict=True)
+    pairs = zip(inputs_by_tensor, trees.by_tensor(state, inputs[0]), strict=True)
+    outputs = [_apply_to_tensor(f, of_tensor, tuple(old)) for of_tensor, old in pairs]
     results = structure.unflatten([result for result, _ in outputs])
-    new_states = (structure.unflatten([new[i] for _, new in outputs]) for i in range(len(states)))
-    return results, tuple(new_states)
+    return results, trees.from_tensors([new for _, new in outputs], state, inputs[0])
 
 
 def _apply_to_tensor(f: Callable[..., tuple], inputs: tuple, states: tuple) -> tuple[jax.Array, tuple]:
@@ -47,3 +47,12 @@ def _apply_to_tensor(f: Callable[..., tuple], inputs: tuple, states: tuple) -> t
         return f(*inputs, *states)
 
     return tiling.elementwise_with_state(apply_to_tile, jax.tree.map(with_all_axes, inputs), states, shape)
+
+
+def zeros_lstm(params: Params, hidden: int, layers: int) -> tuple[LSTMState, ...]:
+    """The states of an LSTM for every coordinate: for each layer trees like the parameters of (*shape, hidden)."""
+
+    def zeros(p: jax.Array) -> jax.Array:
+        return jnp.zeros((*p.shape, hidden))
+
+    return tuple(LSTMState(jax.tree.map(zeros, params), jax.tree.map(zeros, params)) for _ in range(layers))

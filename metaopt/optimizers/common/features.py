@@ -21,12 +21,6 @@ def fraction_features(step: jax.Array, num_steps: jax.Array | int) -> jax.Array:
     return jnp.tanh(10.0 * (step / jnp.asarray(num_steps, jnp.float32) - jnp.array(FRACTIONS, jnp.float32)))
 
 
-def check_num_steps(num_steps: jax.Array | int | None) -> None:
-    """Raises a ValueError for a length of training below 1; a traced one cannot be checked."""
-    if isinstance(num_steps, int) and num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-
-
 class Losses(NamedTuple):
     """Running means of the training loss on ten time scales, and the lowest value of each so far."""
 

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core import Params, PyTree
-from metaopt.optimizers.common.accumulators import ema, init_factored, update_factored
+from metaopt.optimizers.common.accumulators import Factored, ema, init_factored, update_factored
+from metaopt.optimizers.common.trees import by_tensor
 
 MAX_STACKED_TENSOR, MAX_STACK = 2**15, 2**19  # elements of a tensor that is stacked, and of a whole stack
 
@@ -33,7 +34,7 @@ class Moments(NamedTuple):
 
     momentum: tuple[Params, ...]
     rms: tuple[Params, ...]  # second moment, before its square root
-    factored: tuple[PyTree, ...]  # Factored, or an array for a rank below 2
+    factored: tuple[Factored, ...]
 
 
 def init_moments(params: Params, decays: Decays) -> Moments:
@@ -41,7 +42,7 @@ def init_moments(params: Params, decays: Decays) -> Moments:
     return Moments(
         tuple(jax.tree.map(jnp.zeros_like, params) for _ in decays.momentum),
         tuple(jax.tree.map(jnp.zeros_like, params) for _ in decays.rms),
-        tuple(jax.tree.map(init_factored, params) for _ in decays.factored),
+        tuple(_map_factored(init_factored, params) for _ in decays.factored),
     )
 
 
@@ -52,8 +53,8 @@ def update_moments(decays: Decays, moments: Moments, grads: Params) -> Moments:
     def average(decay: jax.Array | float, old: Params, new: Params) -> Params:
         return jax.tree.map(functools.partial(ema, decay), old, new)
 
-    def average_factored(decay: jax.Array | float, old: PyTree) -> PyTree:
-        return jax.tree.map(lambda g, moment: update_factored(decay, moment, g), grads, old)
+    def average_factored(decay: jax.Array | float, old: Factored) -> Factored:
+        return _map_factored(lambda g, row, col: update_factored(decay, Factored(row, col), g), grads, *old)
 
     return Moments(
         tuple(average(b, old, grads) for b, old in zip(decays.momentum, moments.momentum, strict=True)),
@@ -83,7 +84,7 @@ def map_tensors(
     """
     structure = jax.tree.structure(params)
     columns = [structure.flatten_up_to(tree) for tree in (params, *trees)]
-    arguments = list(zip(*columns, _by_tensor(moments, structure), strict=True))
+    arguments = list(zip(*columns, by_tensor(moments, params), strict=True))
     kind = [None] * len(arguments) if kinds is None else structure.flatten_up_to(kinds)
     alike = collections.defaultdict(list)  # indices of tensors that can be stacked
     for i, (p, *_) in enumerate(arguments):
@@ -102,14 +103,11 @@ def map_tensors(
     return structure.unflatten([results[i] for i in range(len(arguments))])
 
 
-def _by_tensor(moments: Moments, structure: Any) -> list[Moments]:
-    """The accumulators of each tensor, in the order of ``jax.tree.leaves``."""
-
-    def regroup(trees: tuple[PyTree, ...]) -> list[tuple]:
-        columns = [structure.flatten_up_to(tree) for tree in trees]
-        return [tuple(column[i] for column in columns) for i in range(structure.num_leaves)]
-
-    return [Moments(*entries) for entries in zip(*map(regroup, moments), strict=True)]
+def _map_factored(f: Callable[..., Factored], *trees: PyTree) -> Factored:
+    """``f`` of the tensors in these trees, gathered in two trees like the first."""
+    structure = jax.tree.structure(trees[0])
+    of_tensors = [f(*leaves) for leaves in zip(*map(structure.flatten_up_to, trees), strict=True)]
+    return Factored(*(structure.unflatten([getattr(x, name) for x in of_tensors]) for name in Factored._fields))
 
 
 def _stacks(indices: list[int], size: int) -> list[list[int]]:

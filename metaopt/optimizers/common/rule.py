@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.core import Params, PyTree
+from metaopt.optimizers.common.gradients import LARGEST_SQUARED, zero_unusable
+from metaopt.optimizers.common.leaves import Leaves, match_gradients, shapes, unchanged
 
 
 def transformation(
@@ -20,8 +22,13 @@ def transformation(
     name: str,
     needs_value: bool = False,
     reads: Sequence[str] = (),
+    largest_gradient: float = LARGEST_SQUARED,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps a float32 update rule as an Optax transformation.
+
+    A rule sees real tensors with at least one element. A complex tensor is two of them, as everywhere in
+    Optax; what cannot be trained, and a parameter whose gradient is None or float0, stays where it is. An
+    entry of a gradient that is NaN, infinite or larger than ``largest_gradient`` counts as zero.
 
     Args:
       init: ``params -> state``. It is given float32 zeros of the shapes of the
@@ -31,80 +38,63 @@ def transformation(
       name: the family's name, for error messages.
       needs_value: whether the rule reads the current loss.
       reads: further keywords of ``update`` that are passed on; None where not given.
+      largest_gradient: the largest entry that the rule can work with; infinity for a rule that has
+        its own way with all of them.
 
     Returns:
       A transformation that keeps its accumulators in float32 and returns updates
       in the dtype of each parameter. It ignores extra arguments it does not know,
-      so it composes with the rest of Optax. A gradient that is None counts as zero
-      and its parameter stays where it is.
+      so it composes with the rest of Optax.
 
     Raises:
-      ValueError: from ``update`` at trace time, if ``params`` or a needed ``value``
-        is missing or if ``grads`` and ``params`` are trees of different shape.
+      ValueError: naming the leaf, from ``init`` for one that is no array, from ``update`` where
+        ``grads`` and ``params`` differ or a gradient cannot be used; from ``update``, if ``params`` or
+        a needed ``value`` is missing, or ``value`` is not a number.
     """
 
     def init_fn(params: Params) -> Any:
-        return _narrow(init(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)))
+        return _narrow(init(shapes(params)))
 
     def update_fn(updates, state, params=None, *, value=None, **extra_args):
-        grads = updates  # Optax's name for what comes in
         if params is None:
             raise ValueError(f"{name} needs the parameters: call update(grads, state, params)")
-        if needs_value and value is None:
-            raise ValueError(f"{name} needs the current loss: call update(grads, state, params, value=loss)")
-        some_none = any(g is None for g in jax.tree.leaves(grads, is_leaf=_is_none))
-        given = _zeros_for_none(grads, grads, params) if some_none else grads
-        check_same_tree(given, params)
+        if needs_value:
+            _check_value(name, value)
+        leaves = Leaves(params)
+        grads = match_gradients(updates, params)
+        given = [unchanged(p) if g is None else g for p, g in zip(leaves.params, grads, strict=True)]
+        rule_grads = jax.tree.map(lambda g: zero_unusable(g, largest_gradient), leaves.to_rule(given))
         value = None if value is None else jnp.asarray(value, jnp.float32)
-        extra = {keyword: extra_args.get(keyword) for keyword in reads}
-        updates, new_state = update(_float32(given), state, _float32(params), value, **extra)
+        extra = {keyword: _translate(name, keyword, extra_args.get(keyword), leaves) for keyword in reads}
+        rule_updates, new_state = update(rule_grads, state, leaves.to_rule(leaves.params), value, **extra)
         # Where jax_enable_x64 is on, constants would widen the state from step to step.
-        state = _cast_like(new_state, state)
-        updates = _cast_like(updates, params)
-        return (_zeros_for_none(grads, updates, updates) if some_none else updates), state
+        state = jax.tree.map(lambda x, y: x.astype(y.dtype), new_state, state)
+        moved, structure = leaves.to_user(rule_updates, unchanged), jax.tree.structure(params)
+        pairs = zip(leaves.params, grads, structure.flatten_up_to(moved), strict=True)
+        return structure.unflatten([unchanged(p) if g is None else u for p, g, u in pairs]), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def check_same_tree(grads: Any, params: Any) -> None:
-    """Raises a ValueError naming the first path at which two trees differ."""
-    ours = {jax.tree_util.keystr(path): jnp.shape(g) for path, g in jax.tree.leaves_with_path(grads)}
-    theirs = {jax.tree_util.keystr(path): jnp.shape(p) for path, p in jax.tree.leaves_with_path(params)}
-    for path in [*theirs, *ours]:
-        if path not in ours:
-            raise ValueError(f"grads and params differ: params{path} has no gradient")
-        if path not in theirs:
-            raise ValueError(f"grads and params differ: grads{path} has no parameter")
-        if ours[path] != theirs[path]:
-            raise ValueError(f"grads and params differ at {path or 'the root'}: shapes {ours[path]} and {theirs[path]}")
-    if jax.tree.structure(grads) != jax.tree.structure(params):
+def _check_value(name: str, value: Any) -> None:
+    if value is None:
         raise ValueError(
-            "grads and params hold the same leaves in different containers: "
-            f"{jax.tree.structure(grads)} and {jax.tree.structure(params)}"
+            f"{name} needs the current loss: call update(grads, state, params, value=loss). If you do, a wrapper drops "
+            "it, as optax.MultiSteps(...).gradient_transformation() does; optax.MultiSteps itself passes it on"
         )
+    if jnp.shape(value) != ():
+        raise ValueError(f"{name} needs the loss as one number, and value has shape {jnp.shape(value)}: take its mean")
 
 
-def _float32(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+def _translate(name: str, keyword: str, argument: Any, leaves: Leaves) -> Any:
+    """An extra argument as the rule understands it."""
+    if keyword == "value_fn" and argument is not None:
+        return lambda tree: argument(leaves.to_user(tree, fill=lambda p: p))
+    if leaves.has_complex and keyword in ("activations", "noise") and argument is not None:
+        raise ValueError(f"{name} does not take {keyword}= together with complex parameters")
+    return argument
 
 
 def _narrow(tree: PyTree) -> PyTree:
     """A tree with float64, the dtype of constants where jax_enable_x64 is on, cast to float32."""
     return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, tree)
-
-
-def _cast_like(tree: PyTree, like: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
-
-
-def _is_none(x: Any) -> bool:
-    return x is None
-
-
-def _zeros_for_none(grads: PyTree, values: PyTree, likes: PyTree) -> PyTree:
-    """``values``, with zeros like ``likes`` wherever a gradient is None."""
-
-    def pick(g: Any, value: PyTree, like: PyTree) -> PyTree:
-        return jax.tree.map(jnp.zeros_like, like) if g is None else value
-
-    return jax.tree.map(pick, grads, values, likes, is_leaf=_is_none)

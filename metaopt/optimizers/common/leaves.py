@@ -1,0 +1,151 @@
+"""Which leaves of a tree of parameters are trained: real tensors with at least one element, in float32.
+
+A complex tensor is two of them, its real and its imaginary part, as everywhere in Optax. What cannot
+be trained stays as it is and has no state: integers, keys, functions, tensors without elements.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metaopt.core import Params, PyTree
+
+
+class Leaves:
+    """Translates between a user's tree of parameters and what a rule sees.
+
+    A rule sees the user's tree, with None in place of what is not trained. If any tensor is complex it
+    sees {"real": that tree, "imag": that tree}, the second with None for what is real.
+
+    Attributes:
+      params: the leaves of the user's tree.
+      has_complex: whether any is complex.
+    """
+
+    def __init__(self, params: Params):
+        self.params = jax.tree.leaves(params)
+        self.has_complex = any(map(_is_complex, self.params))
+        self._structure = jax.tree.structure(params)
+
+    def to_rule(self, values: Sequence[Any]) -> PyTree:
+        """What the rule sees of one array for each leaf."""
+        pairs = list(zip(self.params, values, strict=True))
+        real = self._structure.unflatten([_float32(jnp.real(x)) if is_trained(p) else None for p, x in pairs])
+        if not self.has_complex:
+            return real
+        imaginary = [_float32(jnp.imag(x)) if _is_complex(p) else None for p, x in pairs]
+        return {"real": real, "imag": self._structure.unflatten(imaginary)}
+
+    def to_user(self, tree: PyTree, fill: Callable[[Any], Any]) -> PyTree:
+        """The inverse of ``to_rule``, in the dtypes of the parameters; ``fill(p)`` for what is not trained."""
+        real = self._structure.flatten_up_to(tree["real"] if self.has_complex else tree)
+        imaginary = self._structure.flatten_up_to(tree["imag"]) if self.has_complex else real
+
+        def join(p: Any, re: Any, im: Any) -> Any:
+            if not is_trained(p):
+                return fill(p)
+            return (jax.lax.complex(re, im) if _is_complex(p) else re).astype(p.dtype)
+
+        return self._structure.unflatten(list(map(join, self.params, real, imaginary)))
+
+
+def shapes(params: Params) -> PyTree:
+    """Zeros in the place of parameters: what a rule's ``init`` sees, for a state depends on nothing but shapes.
+
+    Raises:
+      ValueError: naming the first leaf that is no array.
+    """
+    for path, p in jax.tree.leaves_with_path(params):
+        if not _is_array(p):
+            raise ValueError(_no_array("params", path, p))
+    leaves = Leaves(params)
+    return leaves.to_rule([jnp.zeros(p.shape, p.dtype) if is_trained(p) else p for p in leaves.params])
+
+
+def match_gradients(grads: PyTree, params: Params) -> list[Any]:
+    """The gradient of each leaf of ``params``; None where it has none and therefore stays.
+
+    Raises:
+      ValueError: naming the first path at which the trees differ, or whose gradient cannot be used.
+    """
+    with_path = jax.tree.leaves_with_path(grads, is_leaf=_is_none)
+    nones = {path for path, g in with_path if g is None}
+    given = {path: g for path, g in with_path if g is not None}
+    matched = []
+    for path, p in jax.tree.leaves_with_path(params):
+        if path in given:
+            matched.append(_check_gradient(path, p, given.pop(path)))
+        elif any(path[:n] in nones for n in range(len(path) + 1)):  # None may stand for a whole layer
+            matched.append(None)
+        else:
+            raise ValueError(f"grads and params differ: params{_text(path)} has no gradient")
+    for path in given:
+        raise ValueError(f"grads and params differ: grads{_text(path)} has no parameter")
+    ours, theirs = jax.tree.structure(grads), jax.tree.structure(params)
+    if not nones and ours != theirs:
+        raise ValueError(f"grads and params hold the same leaves in different containers: {ours} and {theirs}")
+    return matched
+
+
+def unchanged(p: Any) -> Any:
+    """The update of a parameter that stays: zeros; None for what cannot be added to, as keys and functions."""
+    is_number = _is_array(p) and (_is_a(p, jnp.number) or _is_a(p, jnp.bool_))
+    return jnp.zeros_like(p) if is_number else None
+
+
+def is_trained(p: Any) -> bool:
+    """Whether a leaf is seen by the rule, whatever its gradient."""
+    return _is_array(p) and _is_a(p, jnp.inexact) and p.size > 0
+
+
+def _check_gradient(path: tuple, p: Any, g: Any) -> Any:
+    """The gradient of one leaf, None for float0; raises a ValueError if it cannot be used."""
+    for tree, x in (("params", p), ("grads", g)):
+        if not _is_array(x):
+            raise ValueError(_no_array(tree, path, x))
+    if g.shape != p.shape:
+        raise ValueError(f"grads and params differ at {_text(path) or 'the root'}: shapes {g.shape} and {p.shape}")
+    if not _is_a(p, jnp.inexact):
+        if g.dtype == jax.dtypes.float0:  # what jax.grad(allow_int=True) gives for an integer
+            return None
+        raise ValueError(
+            f"params{_text(path)} is {p.dtype}, and only floating and complex tensors are trained: its gradient must "
+            f"be None, not {g.dtype}; or leave it out with optax.masked"
+        )
+    if g.dtype == jax.dtypes.float0 or (_is_a(g, jnp.complexfloating) and not _is_a(p, jnp.complexfloating)):
+        raise ValueError(f"params{_text(path)} is {p.dtype} and its gradient {g.dtype}: it must be real, or None")
+    return g
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+def _is_a(x: Any, kind: Any) -> bool:
+    return jnp.issubdtype(x.dtype, kind)
+
+
+def _is_complex(p: Any) -> bool:
+    return is_trained(p) and _is_a(p, jnp.complexfloating)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _float32(x: Any) -> jax.Array:
+    return jnp.asarray(x, jnp.float32)
+
+
+def _text(path: tuple) -> str:
+    return jax.tree_util.keystr(path)
+
+
+def _no_array(tree: str, path: tuple, x: Any) -> str:
+    return (
+        f"{tree}{_text(path)} is no array but {type(x).__name__}: pass a tree of arrays, e.g. "
+        "equinox.filter(model, equinox.is_array) or nnx.state(model, nnx.Param), and numbers as jnp.asarray(number)"
+    )

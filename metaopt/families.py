@@ -7,11 +7,13 @@ contract tests find it there. Modules are imported when they are first used.
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metaopt import references
 from metaopt.core import Algorithm, Key, Learned, Theta
@@ -47,6 +49,8 @@ class Baseline(NamedTuple):
     make: Callable[[jax.Array, int], Algorithm]
     rates: tuple[float, ...]
 
+
+LONGEST = 2**31 - 1  # steps are counted in int32
 
 KINDS = {
     "drift": Kind("drift(log_ratio, advantage, progress=None), a term of a policy's loss"),
@@ -101,7 +105,7 @@ def build(family: Any, **settings: Any) -> Learned:
         raise UserError(f"{name}: a family builds a metaopt.core.Learned, this one built {type(learned).__name__}")
     if learned.kind not in KINDS:
         raise unknown(f"kind of {name}", learned.kind, KINDS)
-    return learned._replace(init=_narrow(learned.init))
+    return learned._replace(init=_narrow(learned.init), bind=_checked(learned.bind))
 
 
 def find(family: Any) -> Any:
@@ -170,6 +174,35 @@ def _settings(found: Any) -> tuple[dict[str, Any], bool]:
         return keywords_of(found)
     fields = dataclasses.fields(found.Config)
     return {f.name: NO_DEFAULT if f.default is dataclasses.MISSING else f.default for f in fields}, False
+
+
+def check_num_steps(num_steps: Any) -> None:
+    """Raises UserError unless this can be the planned length of training; a traced one cannot be checked.
+
+    It is a whole number from 1 to LONGEST, a Python number or a () array; None where it is not known.
+    """
+    if num_steps is None or isinstance(num_steps, jax.core.Tracer):
+        return
+    is_number = not isinstance(num_steps, str | bytes | bool | np.bool_) and np.ndim(num_steps) == 0
+    try:
+        value = float(num_steps) if is_number else math.nan
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not (value.is_integer() and 1 <= value <= LONGEST):
+        raise UserError(
+            f"num_steps, the planned length of training, is a whole number of steps from 1 to {LONGEST:,}, got "
+            f"{num_steps!r}"
+        )
+
+
+def _checked(bind: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
+    """The same for a length of training that is one."""
+
+    def bind_checked(theta: Theta, num_steps: jax.Array | int | None = None) -> Algorithm:
+        check_num_steps(num_steps)
+        return bind(theta, num_steps=num_steps)
+
+    return bind_checked
 
 
 def _narrow(init: Callable[[Key], Theta]) -> Callable[[Key], Theta]:

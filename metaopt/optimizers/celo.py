@@ -59,10 +59,12 @@ def build(config: Config = Config()) -> Learned:
 
     Scheduled, it needs ``num_steps`` and reads ``value``. A tensor of zeros hardly moves
     under the network, because steps are relative. Memory: four float32 copies of the
-    parameters, plus row and column means; two with Adam.
+    parameters, plus row and column means; two with Adam. Beyond ``num_steps`` it continues with the
+    features of a training that is complete.
 
     Departures from the reference: one LSTM state, where it keeps one for each tensor though all
-    are equal; a loss that is not finite is skipped and a NaN in a gradient counts as zero.
+    are equal; a loss that is not finite is skipped and a NaN in a gradient counts as zero. As there,
+    the other entries of a gradient, infinite ones too, are clipped to +-1000.
 
     Raises:
       ValueError: from ``bind``, if it is scheduled and without ``num_steps``.

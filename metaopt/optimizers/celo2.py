@@ -61,7 +61,8 @@ def build(config: Config = Config()) -> Learned:
 
     It has no schedule of its own; ``metaopt.compose`` adds one. It reads neither
     ``value`` nor ``num_steps``. Memory: four float32 copies of the parameters, plus
-    row and column means.
+    row and column means. A NaN in a gradient counts as zero; other entries, infinite ones too, are
+    clipped to +-1000.
 
     Departure from the reference: two outputs of its network are left out, as it
     multiplies them by zero.

@@ -57,7 +57,8 @@ def build(config: Config = Config()) -> Learned:
 
     m and v are Adam's bias-corrected moments, both with decay 0.95. Memory: two float32
     copies of the parameters for each unit, and two more for rnnprop. It reads neither
-    ``value`` nor ``num_steps``.
+    ``value`` nor ``num_steps``. An entry of a gradient that is NaN, infinite or larger than 1e14 counts
+    as zero.
     """
     rnnprop = config.rule == "rnnprop"
 

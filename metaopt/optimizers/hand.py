@@ -58,6 +58,9 @@ def build(config: Config = Config()) -> Learned:
     Learning rate, eps and weight decay are learned as logarithms, a decay b as
     log(1 - b); for the learning rate of a step see ``learning_rate``.
 
+    An entry of a gradient that is NaN, infinite or larger than 1e14 counts as zero, which Optax does
+    not do by itself.
+
     With ``num_tensors`` every entry of theta has a leading axis over the tensors of the
     parameters, in the order of ``jax.tree.leaves``; each has an optimizer of its own.
 

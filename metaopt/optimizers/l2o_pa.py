@@ -85,7 +85,8 @@ def build(config: Config = Config()) -> Learned:
 
     Before the first step x = y. Coefficients that are not among the heads are p = 1, a = 0,
     b = 1, b1 = 0, b2 = 0. Meta-gradients do not flow through the LSTM's input. Memory: one
-    float32 copy of the parameters and two for each unit of the LSTM. It does not read ``num_steps``.
+    float32 copy of the parameters and two for each unit of the LSTM. It does not read ``num_steps``. An
+    entry of a gradient that is NaN, infinite or larger than 1e14 counts as zero.
 
     Raises:
       ValueError: from ``update``, with head b and without ``value_fn=``, the function f of

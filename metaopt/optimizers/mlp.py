@@ -46,7 +46,7 @@ def build(config: Config = Config()) -> Learned:
         (d, a) = network(f, e),   p <- p - step_multiplier * d * exp(exp_multiplier * a)
 
     Memory: six float32 copies of the parameters. It reads neither ``value`` nor
-    ``num_steps``.
+    ``num_steps``. An entry of a gradient that is NaN, infinite or larger than 1e14 counts as zero.
     """
 
     def init(key: Key) -> Theta:

@@ -84,7 +84,8 @@ def build(config: Config = Config()) -> Learned:
 
     The published optimizer is used with gradients clipped to norm 0.5, actor and critic
     separately. Memory: six float32 copies of the parameters and one for each unit of the GRU. It
-    does not read ``value``.
+    does not read ``value``. Beyond ``num_steps`` the fraction of training done grows on above 1. An
+    entry of a gradient that is NaN, infinite or larger than 1e14 counts as zero.
 
     Raises:
       ValueError: from ``bind``, without ``num_steps``; from ``update``, if the

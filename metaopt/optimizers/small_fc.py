@@ -59,7 +59,8 @@ def build(config: Config = Config()) -> Learned:
     float32 copies of the parameters, plus row and column means. It does not read
     ``value``. With ``relative`` the step is multiplied by max(rms(p), 0.03) of its
     tensor; with ``schedule`` by exp(s . (e, u)), s learned and u nine features of the
-    fraction of ``num_steps`` that is done.
+    fraction of ``num_steps`` that is done. Beyond ``num_steps`` u stays at its end, as for a training
+    that is complete. An entry of a gradient that is NaN, infinite or larger than 1e7 counts as zero.
 
     Raises:
       ValueError: from ``bind``, with ``schedule`` and without ``num_steps``.

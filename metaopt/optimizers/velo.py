@@ -69,10 +69,11 @@ def build(config: Config = Config()) -> Learned:
 
     Departures from the reference: its unused weights are left out (a third output, a third
     mixing layer); a loss that is not finite is skipped and a NaN in a gradient counts as zero,
-    where in the reference either would make all parameters NaN.
+    where in the reference either would make all parameters NaN. As there, the other entries of a
+    gradient, infinite ones too, are clipped to +-1000.
 
     Raises:
-      ValueError: from ``bind``, without ``num_steps`` or for one below 1.
+      ValueError: from ``bind``, without ``num_steps``.
     """
 
     def init(key: Key) -> Theta:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from metaopt import references
 from metaopt.core import Algorithm, Key, Learned, Theta
@@ -181,7 +182,7 @@ def check_num_steps(num_steps: Any) -> None:
 
     It is a whole number from 1 to LONGEST, a Python number or a () array; None where it is not known.
     """
-    if num_steps is None or isinstance(num_steps, jax.core.Tracer):
+    if num_steps is None or isinstance(num_steps, Tracer):
         return
     is_number = not isinstance(num_steps, str | bytes | bool | np.bool_) and np.ndim(num_steps) == 0
     try:

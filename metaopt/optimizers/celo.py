@@ -16,7 +16,7 @@ from metaopt.nn import mlp
 from metaopt.optimizers.common import channels, features, per_parameter, recurrent, rule
 from metaopt.optimizers.common.features import NUM_PROGRESS_FEATURES
 from metaopt.optimizers.common.gradients import clip_and_zero_nan
-from metaopt.optimizers.common.moments import Moments, init_moments, map_tensors, update_moments
+from metaopt.optimizers.common.moments import init_moments, update_moments
 from metaopt.optimizers.common.velo_network import DECAYS, LAYER_SIZES
 
 RULES = ("mlp", "adam")
@@ -106,16 +106,19 @@ def build(config: Config = Config()) -> Learned:
             multiplier, lstm_state, losses = schedule(state, value)
             scale = config.step_multiplier * multiplier
 
-            def update_tensor(p: jax.Array, g: jax.Array, moments: Moments) -> jax.Array:
-                step = per_parameter.scaled_step(scale * per_parameter.root_mean_square(p), config.exp_multiplier)
-                return per_parameter.apply(theta["network"], channels.velo, channels.tensor_inputs(p, g, moments), step)
+            def network(unit: jax.Array, inputs: list[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+                direction, log_size = mlp.apply(theta["network"], inputs, shape)
+                return per_parameter.step(direction, log_size, scale * unit, config.exp_multiplier)
 
             if config.rule == "adam":
                 direction, moments = adam.update(grads, state.moments)
                 updates = jax.tree.map(lambda d: -scale * d, direction)
             else:
                 moments = update_moments(DECAYS, state.moments, grads)
-                updates = map_tensors(update_tensor, moments, params, grads)
+                inputs = channels.all_inputs(params, grads, moments)
+                units = [per_parameter.root_mean_square(x.param) for x in inputs]
+                of_tensors = per_parameter.apply(network, channels.velo, inputs, units)
+                updates = jax.tree.unflatten(jax.tree.structure(params), of_tensors)
             return updates, State(state.step + 1, moments, lstm_state, losses)
 
         return rule.transformation(

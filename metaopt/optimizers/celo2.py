@@ -14,8 +14,9 @@ import optax
 from metaopt.core import Key, Learned, Params, PyTree, Theta
 from metaopt.nn import mlp
 from metaopt.optimizers.common import channels, per_parameter, roots, rule
+from metaopt.optimizers.common.channels import TensorInputs
 from metaopt.optimizers.common.gradients import clip_and_zero_nan
-from metaopt.optimizers.common.moments import Decays, Moments, init_moments, map_tensors, update_moments
+from metaopt.optimizers.common.moments import Decays, Moments, init_moments, update_moments
 
 DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.95,), factored=(0.9, 0.99, 0.999))
 VECTORS = ("adamw", "adam_uncorrected", "learned")
@@ -73,42 +74,62 @@ def build(config: Config = Config()) -> Learned:
 
     def bind(theta: Theta, num_steps: jax.Array | int | None = None) -> optax.GradientTransformationExtraArgs:
         del num_steps
-        weights = theta["network"]
-        vector_weights = weights | {"w0": weights["w0"][:NUM_UNFACTORED]}
+        vector_weights = theta["network"] | {"w0": theta["network"]["w0"][:NUM_UNFACTORED]}
 
         def init_state(params: Params) -> State:
             return State(jnp.zeros((), jnp.int32), init_moments(params, DECAYS))
 
-        def learned(p: jax.Array, g: jax.Array, moments: Moments) -> jax.Array:
-            """The learned direction of one tensor, of unit root mean square over the tensor or each matrix of it."""
-            inputs = channels.tensor_inputs(p, g, moments)
-            if p.ndim < 2:
-                u = per_parameter.apply(vector_weights, _unfactored_channels, inputs, _identity, eps=EPS)
-                return u * jax.lax.rsqrt(EPS + jnp.mean(u * u))
-            u = per_parameter.apply(weights, _channels, inputs, _identity, axes=(-2, -1), eps=EPS)
-            u = orthogonalize(u) if config.orthogonalize else u
-            return u * jax.lax.rsqrt(EPS + jnp.mean(u * u, axis=(-2, -1), keepdims=True))
+        def matrix_network(own: tuple, inputs: list[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+            del own
+            return mlp.apply(theta["network"], inputs, shape)[0]
+
+        def vector_network(own: tuple, inputs: list[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+            del own
+            return mlp.apply(vector_weights, inputs, shape)[0]
+
+        def matrix_directions(inputs: list[TensorInputs]) -> list[jax.Array]:
+            """The learned directions of tensors of rank 2 or more, of unit root mean square over each matrix."""
+            none = [()] * len(inputs)
+            directions = per_parameter.apply(matrix_network, _channels, inputs, none, axes=(-2, -1), eps=EPS)
+            if config.orthogonalize:
+                directions = [orthogonalize(u) for u in directions]
+            return [u * jax.lax.rsqrt(EPS + jnp.mean(u * u, axis=(-2, -1), keepdims=True)) for u in directions]
+
+        def vector_directions(inputs: list[TensorInputs]) -> list[jax.Array]:
+            """The learned directions of vectors and scalars, of unit root mean square."""
+            none = [()] * len(inputs)
+            directions = per_parameter.apply(vector_network, _unfactored_channels, inputs, none, eps=EPS)
+            return [u * jax.lax.rsqrt(EPS + jnp.mean(u * u)) for u in directions]
+
+        def adam_update(x: TensorInputs, step: jax.Array) -> jax.Array:
+            """The update of AdamW, or of what the reference has in its place while it meta-trains."""
+            rate = config.learning_rate * config.vector_multiplier
+            m, v = x.momentum[0], x.rms[0]
+            if config.vectors == "adam_uncorrected":
+                return -rate * m * jax.lax.rsqrt(v + 1e-8)
+            m = m / (1.0 - DECAYS.momentum[0] ** step)
+            v = v / (1.0 - DECAYS.rms[0] ** step)
+            return -rate * (m / (roots.sqrt(v) + 1e-8) + config.weight_decay * x.param)
 
         def update(grads: Params, state: State, params: Params, value: jax.Array | None) -> tuple[Params, State]:
             del value
             grads = jax.tree.map(clip_and_zero_nan, grads)
             moments = update_moments(DECAYS, state.moments, grads)
             step = state.step + 1
+            inputs = channels.all_inputs(params, grads, moments)
+            is_learned = [kind == "matrix" or config.vectors == "learned" for kind in jax.tree.leaves(kinds(params))]
+            matrices = [i for i, x in enumerate(inputs) if is_learned[i] and x.param.ndim >= 2]
+            vectors = [i for i, x in enumerate(inputs) if is_learned[i] and x.param.ndim < 2]
+            directions = dict(zip(matrices, matrix_directions([inputs[i] for i in matrices]), strict=True))
+            directions |= zip(vectors, vector_directions([inputs[i] for i in vectors]), strict=True)
 
-            def update_tensor(p: jax.Array, g: jax.Array, moments: Moments, kind: str) -> jax.Array:
-                rate = config.learning_rate
-                if kind == "matrix" or config.vectors == "learned":
-                    return -rate * (learned(p, g, moments) + config.weight_decay * p)
-                m, v = moments.momentum[0], moments.rms[0]
-                if config.vectors == "adam_uncorrected":
-                    return -rate * config.vector_multiplier * m * jax.lax.rsqrt(v + 1e-8)
-                m = m / (1.0 - DECAYS.momentum[0] ** step)
-                v = v / (1.0 - DECAYS.rms[0] ** step)
-                ratio = m / (roots.sqrt(v) + 1e-8)
-                return -rate * config.vector_multiplier * (ratio + config.weight_decay * p)
+            def update_tensor(i: int, x: TensorInputs) -> jax.Array:
+                if i not in directions:
+                    return adam_update(x, step)
+                return -config.learning_rate * (directions[i] + config.weight_decay * x.param)
 
-            updates = map_tensors(update_tensor, moments, params, grads, kinds=kinds(params))
-            return updates, State(step, moments)
+            updates = [update_tensor(i, x) for i, x in enumerate(inputs)]
+            return jax.tree.unflatten(jax.tree.structure(params), updates), State(step, moments)
 
         return rule.transformation(init_state, update, name="celo2", largest_gradient=jnp.inf)
 
@@ -149,7 +170,3 @@ def _channels(x: channels.TensorInputs) -> list[jax.Array]:
 
 def _unfactored_channels(x: channels.TensorInputs) -> list[jax.Array]:
     return _channels(x)[:NUM_UNFACTORED]
-
-
-def _identity(direction: jax.Array) -> jax.Array:
-    return direction

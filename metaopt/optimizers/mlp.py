@@ -15,7 +15,7 @@ import optax
 from metaopt.core import Key, Learned, Params, Theta
 from metaopt.nn import mlp
 from metaopt.optimizers.common import channels, features, per_parameter, rule
-from metaopt.optimizers.common.moments import Decays, Moments, init_moments, map_tensors, update_moments
+from metaopt.optimizers.common.moments import Decays, Moments, init_moments, update_moments
 
 DECAYS = Decays(momentum=(0.1, 0.5, 0.9, 0.99, 0.999, 0.9999), rms=(), factored=())
 
@@ -63,13 +63,16 @@ def build(config: Config = Config()) -> Learned:
             del value
             moments = update_moments(DECAYS, state.moments, grads)
             time = features.time_features(state.step)
-            step = per_parameter.scaled_step(config.step_multiplier, config.exp_multiplier)
+            weights = per_parameter.fold_time(theta["network"], time)
 
-            def update_tensor(p: jax.Array, g: jax.Array, moments: Moments) -> jax.Array:
-                inputs = channels.tensor_inputs(p, g, moments)
-                return per_parameter.apply(theta["network"], _channels, inputs, step, time)
+            def network(own: tuple, inputs: list[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+                del own
+                direction, log_size = mlp.apply(weights, inputs, shape)
+                return per_parameter.step(direction, log_size, config.step_multiplier, config.exp_multiplier)
 
-            return map_tensors(update_tensor, moments, params, grads), State(state.step + 1, moments)
+            inputs = channels.all_inputs(params, grads, moments)
+            updates = per_parameter.apply(network, _channels, inputs, [()] * len(inputs))
+            return jax.tree.unflatten(jax.tree.structure(params), updates), State(state.step + 1, moments)
 
         return rule.transformation(init_state, update, name="mlp")
 

@@ -7,7 +7,7 @@ google/learned_optimization, learned_optimizers/adafac_mlp_lopt.py.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from metaopt.core import Key, Learned, Params, Theta
 from metaopt.nn import mlp
 from metaopt.optimizers.common import channels, features, per_parameter, roots, rule
 from metaopt.optimizers.common.gradients import LARGEST_TO_THE_FOURTH
-from metaopt.optimizers.common.moments import Decays, Moments, init_moments, map_tensors, update_moments
+from metaopt.optimizers.common.moments import Decays, Moments, init_moments, update_moments
 
 INITIAL_DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.999,), factored=(0.9, 0.99, 0.999))
 SMALLEST_RMS = 0.03  # with relative steps, tensors with a smaller root mean square, e.g. zero biases, count as this
@@ -45,6 +45,11 @@ class State(NamedTuple):
 def _decays(initial: Sequence[jax.Array | float], offset: jax.Array) -> list[jax.Array]:
     """``1 - (1 - initial) * exp(10 * offset)``: an offset of zero is the initial decay."""
     return list(1.0 - (1.0 - jnp.array(initial)) * jnp.exp(10.0 * offset))
+
+
+def unit(p: jax.Array) -> jax.Array:
+    """The unit of a tensor's relative steps."""
+    return jnp.maximum(roots.sqrt(jnp.mean(p * p)), SMALLEST_RMS)
 
 
 def build(config: Config = Config()) -> Learned:
@@ -93,16 +98,17 @@ def build(config: Config = Config()) -> Learned:
                 elapsed = jnp.concatenate([time, features.fraction_features(state.step, num_steps)])
                 scale = scale * jnp.exp(theta["schedule"] @ elapsed)
 
-            def update_tensor(p: jax.Array, g: jax.Array, moments: Moments) -> jax.Array:
-                unit = jnp.maximum(roots.sqrt(jnp.mean(p * p)), SMALLEST_RMS) if config.relative else 1.0
-                inputs = channels.tensor_inputs(p, g, moments)
+            weights = per_parameter.fold_time(theta["network"], time)
 
-                def step(direction: jax.Array, log_size: jax.Array) -> jax.Array:
-                    return -scale * unit * direction * jnp.exp(config.exp_multiplier * log_size)
+            def network(unit: Any, inputs: list[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+                direction, log_size = mlp.apply(weights, inputs, shape)
+                size = scale * unit if config.relative else scale
+                return per_parameter.step(direction, log_size, size, config.exp_multiplier)
 
-                return per_parameter.apply(theta["network"], channels.small_fc, inputs, step, time)
-
-            return map_tensors(update_tensor, moments, params, grads), State(state.step + 1, moments)
+            inputs = channels.all_inputs(params, grads, moments)
+            units = [unit(x.param) if config.relative else () for x in inputs]
+            updates = per_parameter.apply(network, channels.small_fc, inputs, units)
+            return jax.tree.unflatten(jax.tree.structure(params), updates), State(state.step + 1, moments)
 
         return rule.transformation(init_state, update, name="small_fc", largest_gradient=LARGEST_TO_THE_FOURTH)
 

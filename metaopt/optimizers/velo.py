@@ -7,7 +7,6 @@ research/general_lopt/hyper_v2.py.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,16 +16,14 @@ import optax
 from metaopt.core import Key, Learned, Params, Theta
 from metaopt.nn import mlp
 from metaopt.nn.lstm import LSTMState
-from metaopt.optimizers.common import channels, features, per_parameter, recurrent, rule, tiling
+from metaopt.optimizers.common import channels, features, per_parameter, recurrent, rule, statistics
 from metaopt.optimizers.common.features import NUM_PROGRESS_FEATURES
 from metaopt.optimizers.common.gradients import clip_and_zero_nan
-from metaopt.optimizers.common.moments import Decays, Moments, init_moments, map_tensors, update_moments
+from metaopt.optimizers.common.moments import Decays, Moments, init_moments, update_moments
+from metaopt.optimizers.common.trees import by_tensor
 from metaopt.optimizers.common.velo_network import DECAYS, LAYER_SIZES
 
-NUM_RANKS = 5  # ranks 0 to 4, one-hot
-# Mean of the second moment, rank, and variances of each momentum and of the second moment about it.
-NUM_STATISTICS = 1 + NUM_RANKS + 2 * len(DECAYS.momentum)
-NUM_INPUTS = NUM_PROGRESS_FEATURES + NUM_STATISTICS
+NUM_INPUTS = NUM_PROGRESS_FEATURES + statistics.NUM_STATISTICS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,69 +102,36 @@ def build(config: Config = Config()) -> Learned:
             grads = jax.tree.map(clip_and_zero_nan, grads)
             progress, losses = features.progress_features(state.step, num_steps, state.losses, value, longest)
 
-            def lstm_input(p: jax.Array, moments: Moments) -> jax.Array:
-                return jnp.concatenate([progress, statistics(p, moments)])
-
-            lstm_inputs = jnp.stack(jax.tree.leaves(map_tensors(lstm_input, state.moments, params)))
+            of_tensors = statistics.of_tensors(jax.tree.leaves(params), by_tensor(state.moments, params))
+            shared = jnp.broadcast_to(progress, (len(of_tensors), len(progress)))
+            lstm_inputs = jnp.concatenate([shared, of_tensors], axis=1)
             lstm_state = recurrent.step(theta, lstm_inputs, state.recurrent)
             step_sizes = recurrent.dense(theta["step_size"], lstm_state.hidden)[:, 0]
             mixed = mix(theta["bank"], recurrent.dense(theta["controls"], lstm_state.hidden))
             moments = update_moments(_decays_after(step_sizes), state.moments, grads)
 
-            def update_tensor(p: jax.Array, g: jax.Array, i: jax.Array | int, moments: Moments) -> jax.Array:
+            def own(i: int, p: jax.Array) -> tuple[jax.Array, Theta]:
+                """The step size of a tensor and the weights of its network."""
                 scale = config.step_multiplier * step_sizes[i]
                 if config.relative:
                     scale = scale * per_parameter.root_mean_square(p)
-                step = per_parameter.scaled_step(scale, config.exp_multiplier)
-                weights = jax.tree.map(lambda w: w[i], mixed)
-                return per_parameter.apply(weights, channels.velo, channels.tensor_inputs(p, g, moments), step)
+                return scale, jax.tree.map(lambda w: w[i], mixed)
 
-            index = jax.tree.unflatten(jax.tree.structure(params), range(len(step_sizes)))
-            updates = map_tensors(update_tensor, moments, params, grads, index)
+            def network(own: tuple, inputs: list[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+                scale, weights = own
+                direction, log_size = mlp.apply(weights, inputs, shape)
+                return per_parameter.step(direction, log_size, scale, config.exp_multiplier)
+
+            inputs = channels.all_inputs(params, grads, moments)
+            owns = [own(i, x.param) for i, x in enumerate(inputs)]
+            of_tensors = per_parameter.apply(network, channels.velo, inputs, owns)
+            updates = jax.tree.unflatten(jax.tree.structure(params), of_tensors)
             kept = state.recurrent if config.bugged_lstm_state else lstm_state
             return updates, State(state.step + 1, moments, kept, losses)
 
         return rule.transformation(init_state, update, name="velo", needs_value=True, largest_gradient=jnp.inf)
 
     return Learned(init, bind)
-
-
-def statistics(p: jax.Array, moments: Moments) -> jax.Array:
-    """The (12,) statistics of one tensor that the LSTM reads, from its accumulators before the current gradient.
-
-    In units of the parameters' root mean square k, with v the second moment and m the
-    momenta: log mean(k v), the rank one-hot, log var(k m), log mean((k v - mean(k m))^2).
-    The last one, and k instead of k^2 before v, are mistakes that the published weights rely on.
-    """
-    if not p.size:
-        return jnp.zeros(NUM_STATISTICS)
-    (rms,) = moments.rms
-    inputs = (p, moments.momentum, rms)
-    square, mean_rms, *mean_momentum = _tensor_means(_first_powers, inputs)
-
-    def squared_distances(inputs: tuple) -> list[jax.Array]:
-        _, momentum, rms = inputs
-        from_own_mean = [(m - mean) ** 2 for m, mean in zip(momentum, mean_momentum, strict=True)]
-        return [*from_own_mean, *[(rms - mean) ** 2 for mean in mean_momentum]]
-
-    variances = _tensor_means(squared_distances, inputs)
-    unit = jax.lax.rsqrt(jnp.maximum(1e-9, square))
-    rank = jax.nn.one_hot(sum(size > 1 for size in p.shape), NUM_RANKS)
-    return jnp.concatenate([_clipped_log(unit * mean_rms)[None], rank, _clipped_log(unit**2 * jnp.stack(variances))])
-
-
-def _first_powers(inputs: tuple) -> list[jax.Array]:
-    p, momentum, rms = inputs
-    return [p * p, rms, *momentum]
-
-
-def _tensor_means(f: Callable[[tuple], list[jax.Array]], inputs: tuple) -> list[jax.Array]:
-    """() means over the tensor of the arrays of ``f``."""
-    return [mean.ravel()[0] for mean in tiling.means(f, inputs, inputs[0].shape)]
-
-
-def _clipped_log(x: jax.Array) -> jax.Array:
-    return 0.5 * jnp.clip(jnp.log(1e-8 + jnp.abs(10.0 * x)), -5.0, 5.0)
 
 
 def _decays_after(step_sizes: jax.Array) -> Decays:

@@ -10,15 +10,19 @@ research/general_lopt/hyper_v2.py.
 
 import functools
 import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.lax import rsqrt
 
+from metaopt.core import Params
 from metaopt.optimizers.common import roots
 from metaopt.optimizers.common.accumulators import preconditioners
 from metaopt.optimizers.common.moments import Moments
+from metaopt.optimizers.common.packing import Packing
+from metaopt.optimizers.common.trees import by_tensor
 
 NUM_SMALL_FC_CHANNELS, NUM_VELO_CHANNELS = 28, 30
 
@@ -33,6 +37,13 @@ class TensorInputs(NamedTuple):
     row_means: tuple[jax.Array, ...]  # row means of a second moment, or all of it for rank < 2
     col_means: tuple[jax.Array, ...]  # column means of a second moment, or all of it for rank < 2
     preconditioners: tuple[tuple[jax.Array, ...], ...]  # factors, see ``accumulators.preconditioners``
+    is_vector: jax.Array | None = None  # for rows of a pack, whether the rank of their tensor is below 2
+
+
+def all_inputs(params: Params, grads: Params, moments: Moments) -> list[TensorInputs]:
+    """The inputs of each tensor, in the order of ``jax.tree.leaves``."""
+    tensors = zip(*map(jax.tree.leaves, (params, grads)), by_tensor(moments, params), strict=True)
+    return [tensor_inputs(p, g, of_tensor) for p, g, of_tensor in tensors]
 
 
 def tensor_inputs(p: jax.Array, g: jax.Array, moments: Moments) -> TensorInputs:
@@ -51,6 +62,15 @@ def tensor_inputs(p: jax.Array, g: jax.Array, moments: Moments) -> TensorInputs:
         tuple(f.col if p.ndim >= 2 else f.row for f in factored),
         tuple(preconditioners(f, p.shape) for f in factored),
     )
+
+
+def pack_inputs(places: Packing, inputs: Sequence[TensorInputs]) -> TensorInputs:
+    """The inputs of a pack of tensors, (rows, WIDTH) each."""
+    one = jnp.ones(())
+    alike = [x._replace(preconditioners=tuple((*f, one)[:2] for f in x.preconditioners)) for x in inputs]
+    rows = jax.tree.map(lambda *arrays: places.pack(arrays), *alike)
+    is_vector = jnp.array([x.param.ndim < 2 for x in inputs])
+    return rows._replace(is_vector=places.spread(is_vector)[:, None])
 
 
 def small_fc(x: TensorInputs) -> list[jax.Array]:
@@ -106,11 +126,14 @@ def _factored_channels(x: TensorInputs) -> list[jax.Array]:
 
 
 def _preconditioned_momentum(x: TensorInputs, eps: float) -> list[jax.Array]:
-    if x.param.ndim >= 2:
-        return [_scaled(m, factors) for m, factors in zip(x.momentum, x.preconditioners, strict=True)]
+    of_matrix = [_scaled(m, factors) for m, factors in zip(x.momentum, x.preconditioners, strict=True)]
+    if x.is_vector is None and x.param.ndim >= 2:
+        return of_matrix
     # For rank < 2 the references use another formula than for the gradient, and two values of eps.
     # Without eps only FACTORED_EPS keeps the second moment of a zero gradient positive.
-    return [
-        m * roots.rsqrt(second + eps, smallest=1e-24)
-        for m, second in zip(x.momentum, x.row_means, strict=True)
+    of_vector = [
+        m * roots.rsqrt(second + eps, smallest=1e-24) for m, second in zip(x.momentum, x.row_means, strict=True)
     ]
+    if x.is_vector is None:
+        return of_vector
+    return [jnp.where(x.is_vector, v, m) for v, m in zip(of_vector, of_matrix, strict=True)]

@@ -5,6 +5,7 @@ a tensor is sharded like the tensor.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from metaopt.optimizers.common import tiling, trees
 
 def map_coordinates(
     f: Callable[..., tuple[jax.Array, tuple]], inputs: Sequence[PyTree], state: Sequence[PyTree]
-) -> tuple[Params, Sequence[PyTree]]:
+) -> tuple[Params, Any]:
     """Applies a recurrent function to every coordinate of every tensor, large tensors tile by tile.
 
     Args:

@@ -5,20 +5,15 @@ trees, so every leaf has the shape of its parameter, is sharded like it and is u
 in place.
 """
 
-import collections
 import functools
-import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from metaopt.core import Params, PyTree
 from metaopt.optimizers.common.accumulators import Factored, ema, init_factored, update_factored
-from metaopt.optimizers.common.trees import by_tensor
-
-MAX_STACKED_TENSOR, MAX_STACK = 2**15, 2**19  # elements of a tensor that is stacked, and of a whole stack
 
 
 class Decays(NamedTuple):
@@ -63,54 +58,8 @@ def update_moments(decays: Decays, moments: Moments, grads: Params) -> Moments:
     )
 
 
-def map_tensors(
-    f: Callable[..., Any], moments: Moments, params: Params, *trees: PyTree, kinds: PyTree | None = None
-) -> PyTree:
-    """The tree of ``f(p, *others, moments of that tensor)`` for each tensor p of ``params``.
-
-    Small tensors of one shape are stacked and mapped together: a transformer has a hundred
-    vectors, and a loop for each takes longer to compile than to run.
-
-    Args:
-      f: function of one tensor, of its leaves in ``trees`` and of its accumulators.
-      moments: accumulators of all tensors.
-      params: the tensors.
-      trees: trees like ``params``, whose leaves are further arguments of ``f``.
-      kinds: tree like ``params`` of hashable Python values that ``f`` needs while it is traced,
-        where it gets them as the keyword ``kind``; only tensors of one kind are stacked.
-
-    Returns:
-      A tree like ``params`` of the results.
-    """
-    structure = jax.tree.structure(params)
-    columns = [structure.flatten_up_to(tree) for tree in (params, *trees)]
-    arguments = list(zip(*columns, by_tensor(moments, params), strict=True))
-    kind = [None] * len(arguments) if kinds is None else structure.flatten_up_to(kinds)
-    alike = collections.defaultdict(list)  # indices of tensors that can be stacked
-    for i, (p, *_) in enumerate(arguments):
-        alike[(p.shape, kind[i]) if p.size <= MAX_STACKED_TENSOR else i].append(i)
-    results: dict[int, Any] = {}
-    for indices in (stack for group in alike.values() for stack in _stacks(group, arguments[group[0]][0].size)):
-        first = indices[0]
-        of_kind = f if kinds is None else functools.partial(f, kind=kind[first])
-        if len(indices) == 1:
-            results[first] = of_kind(*arguments[first])
-            continue
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(arguments[i] for i in indices))
-        outputs = jax.vmap(of_kind)(*stacked)
-        for place, i in enumerate(indices):
-            results[i] = jax.tree.map(operator.itemgetter(place), outputs)
-    return structure.unflatten([results[i] for i in range(len(arguments))])
-
-
 def _map_factored(f: Callable[..., Factored], *trees: PyTree) -> Factored:
     """``f`` of the tensors in these trees, gathered in two trees like the first."""
     structure = jax.tree.structure(trees[0])
     of_tensors = [f(*leaves) for leaves in zip(*map(structure.flatten_up_to, trees), strict=True)]
     return Factored(*(structure.unflatten([getattr(x, name) for x in of_tensors]) for name in Factored._fields))
-
-
-def _stacks(indices: list[int], size: int) -> list[list[int]]:
-    """Splits tensors of ``size`` elements each into stacks of at most MAX_STACK elements."""
-    num = max(1, MAX_STACK // max(1, size))
-    return [indices[i : i + num] for i in range(0, len(indices), num)]

@@ -1,4 +1,4 @@
-"""A network applied to every parameter of a tensor, its channels normalized over the tensor.
+"""A network applied to every parameter of every tensor, its channels normalized over the tensor.
 
 What is equal for all parameters stays out of the loop over the tensor: the normalizer of a
 channel is one number, and the time features are folded into the bias of the first layer.
@@ -9,71 +9,134 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import Theta
-from metaopt.nn import mlp
-from metaopt.optimizers.common import tiling
-from metaopt.optimizers.common.channels import TensorInputs
+from metaopt.core import PyTree, Theta
+from metaopt.optimizers.common import grouping, packing, tiling
+from metaopt.optimizers.common.channels import TensorInputs, pack_inputs
 
 Channels = Callable[[TensorInputs], list[jax.Array]]
+Own = PyTree  # arrays of a tensor that all its parameters share, e.g. a step size
+Network = Callable[[Own, list[jax.Array], tuple[int, ...]], jax.Array]  # of normalized channels and their shape
 
 
 def apply(
-    weights: Theta,
+    network: Network,
     channels: Channels,
-    inputs: TensorInputs,
-    output: Callable[..., jax.Array],
-    time: jax.Array | None = None,
+    inputs: Sequence[TensorInputs],
+    own: Sequence[Own],
     *,
     axes: Sequence[int] | None = None,
     eps: float = 1e-5,
-) -> jax.Array:
-    """``output(*network(f / sqrt(eps + mean(f^2)), time))`` for every parameter of a tensor.
+) -> list[jax.Array]:
+    """``network(own, f / sqrt(eps + mean(f^2)))`` for every parameter of every tensor.
+
+    Small tensors are computed together, see ``grouping``, and large ones tile by tile.
 
     Args:
-      weights: weights of the network; ``w0`` has a row for each channel f, then one for each
-        time feature.
-      channels: function from the inputs of a tensor, or of a tile of it, to its channels.
-      inputs: inputs of the tensor.
-      output: function of the units of the last layer, element by element.
-      time: (num_time,) features that all parameters share.
-      axes: axes that the mean square of a channel is taken over; None for all.
+      network: function of what the tensor has for its own, of normalized channels, and of the shape of
+        the result; it works element by element.
+      channels: function from the inputs of a tensor, or of a part of it, to its channels f.
+      inputs: inputs of each tensor.
+      own: what each tensor has for its own.
+      axes: axes that the mean square of a channel is taken over, the last ones; None for all.
       eps: constant under the square root of the normalizer.
 
     Returns:
-      An array of the tensor's shape.
+      An array of its shape for each tensor.
     """
-    shape = inputs.param.shape
-    if time is not None:
-        num_channels = len(weights["w0"]) - len(time)
-        folded = weights["b0"] + time @ weights["w0"][num_channels:]
-        weights = weights | {"w0": weights["w0"][:num_channels], "b0": folded}
-    scales = normalizers(channels, inputs, axes, eps)
+    # Where axes are fewer than a tensor has, it is a stack of things to normalize and no vector.
+    whole = [axes is None or x.param.ndim <= len(axes) for x in inputs]
+    groups = grouping.choose([x.param.shape for x in inputs], whole)
+    results: dict[int, jax.Array] = {}
 
-    def apply_to_tile(tile: TensorInputs) -> jax.Array:
-        normalized = [f * scale for f, scale in zip(channels(tile), scales, strict=True)]
-        return output(*mlp.apply(weights, normalized, tile.param.shape))
+    def apply_to_group(apply_to: Callable[..., list[jax.Array]], indices: list[int]) -> None:
+        of_group = apply_to(network, channels, [inputs[i] for i in indices], [own[i] for i in indices], axes, eps)
+        results.update(zip(indices, of_group, strict=True))
 
-    return tiling.elementwise(apply_to_tile, inputs, shape, axes)
-
-
-def normalizers(channels: Channels, inputs: TensorInputs, axes: Sequence[int] | None, eps: float) -> list[jax.Array]:
-    """``rsqrt(eps + mean(f^2))`` of each channel f."""
-
-    def squares(tile: TensorInputs) -> list[jax.Array]:
-        return [f * f for f in channels(tile)]
-
-    return [jax.lax.rsqrt(eps + m) for m in tiling.means(squares, inputs, inputs.param.shape, axes)]
+    for pack in groups.packs:
+        apply_to_group(_apply_to_pack, pack)
+    for stack in groups.stacks:
+        apply_to_group(_apply_to_stack, stack)
+    for i in groups.alone:
+        results[i] = _apply_to_tensor(network, channels, inputs[i], own[i], axes, eps)
+    return [results[i] for i in range(len(inputs))]
 
 
-def scaled_step(scale: jax.Array | float, exp_multiplier: float) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Returns the function ``(d, a) -> -scale * d * exp(exp_multiplier * a)`` of a direction and a log step size."""
+def fold_time(weights: Theta, time: jax.Array) -> Theta:
+    """Weights of the same network without its last inputs, features (num_time,) that all parameters share."""
+    num_channels = len(weights["w0"]) - len(time)
+    folded = weights["b0"] + time @ weights["w0"][num_channels:]
+    return weights | {"w0": weights["w0"][:num_channels], "b0": folded}
 
-    def step(direction: jax.Array, log_size: jax.Array) -> jax.Array:
-        return -scale * direction * jnp.exp(exp_multiplier * log_size)
 
-    return step
+def step(direction: jax.Array, log_size: jax.Array, scale: jax.Array | float, exp_multiplier: float) -> jax.Array:
+    """``-scale * direction * exp(exp_multiplier * log_size)``."""
+    return -scale * direction * jnp.exp(exp_multiplier * log_size)
 
 
 def root_mean_square(p: jax.Array) -> jax.Array:
     """``sqrt(1e-9 + mean(p^2))`` of a tensor, the unit of relative steps."""
     return jnp.sqrt(1e-9 + jnp.mean(p * p))
+
+
+def _apply_to_tensor(
+    network: Network, channels: Channels, inputs: TensorInputs, own: Own, axes: Sequence[int] | None, eps: float
+) -> jax.Array:
+    shape = inputs.param.shape
+    squares = tiling.means(_squares_of(channels), inputs, shape, axes)
+    scales = [jax.lax.rsqrt(eps + mean) for mean in squares]
+
+    def apply_to_tile(tile: TensorInputs) -> jax.Array:
+        normalized = [f * scale for f, scale in zip(channels(tile), scales, strict=True)]
+        return network(own, normalized, tile.param.shape)
+
+    return tiling.elementwise(apply_to_tile, inputs, shape, axes)
+
+
+def _apply_to_stack(
+    network: Network,
+    channels: Channels,
+    inputs: Sequence[TensorInputs],
+    own: Sequence[Own],
+    axes: Sequence[int] | None,
+    eps: float,
+) -> list[jax.Array]:
+    """One tensor after the other, all of one shape."""
+
+    def apply_to_next(tensor: tuple[TensorInputs, Own]) -> jax.Array:
+        return _apply_to_tensor(network, channels, *tensor, axes, eps)
+
+    return list(jax.lax.map(apply_to_next, _stack(list(zip(inputs, own, strict=True)))))
+
+
+def _apply_to_pack(
+    network: Network,
+    channels: Channels,
+    inputs: Sequence[TensorInputs],
+    own: Sequence[Own],
+    axes: Sequence[int] | None,
+    eps: float,
+) -> list[jax.Array]:
+    """All rows of all tensors at once; each tensor is normalized as a whole."""
+    del axes
+    places = packing.Packing([x.param.shape for x in inputs])
+    rows = pack_inputs(places, inputs)
+    scales = jax.lax.rsqrt(eps + places.means(_squares_of(channels)(rows)))
+
+    def apply_to_row(row: tuple[TensorInputs, jax.Array, Own]) -> jax.Array:
+        of_row, scales, own = row
+        normalized = [f * scale for f, scale in zip(channels(of_row), scales, strict=True)]
+        return network(own, normalized, of_row.param.shape)
+
+    return places.unpack(packing.map_rows(apply_to_row, (rows, *places.spread((scales, _stack(own))))))
+
+
+def _stack(trees: Sequence[PyTree]) -> PyTree:
+    """A tree of stacked arrays."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _squares_of(channels: Channels) -> Channels:
+    def squares(x: TensorInputs) -> list[jax.Array]:
+        return [f * f for f in channels(x)]
+
+    return squares

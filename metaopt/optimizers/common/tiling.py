@@ -21,6 +21,11 @@ MAX_RECURRENT_TILE = 2**16  # a recurrent network makes about a kilobyte for eve
 SLICE_MULTIPLE = 8  # a tile has a multiple of this many slices where sizes allow: devices share it evenly
 
 
+def largest_tile() -> int:
+    """Most elements of a tile on this machine."""
+    return MAX_TILE_ON_CPU if jax.default_backend() == "cpu" else MAX_TILE
+
+
 class Tiling(NamedTuple):
     axis: int  # axis that the tensor is cut along
     num: int  # number of tiles of equal size
@@ -162,7 +167,7 @@ def _choose(shape: tuple[int, ...], axes: tuple[int, ...], max_tile: int) -> Til
     The last axis is avoided where another is long enough: its slices are single elements, scattered
     in memory.
     """
-    limit = min(max_tile, MAX_TILE_ON_CPU if jax.default_backend() == "cpu" else MAX_TILE)
+    limit = min(max_tile, largest_tile())
     size = math.prod(shape)
     if size <= limit:
         return Tiling(0, 1)

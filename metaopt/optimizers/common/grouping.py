@@ -1,0 +1,70 @@
+"""Which tensors are computed together, so that what is done for each is compiled fewer times.
+
+A function of a tensor is compiled once for each shape, a network in about half a second. Three ways to do
+it for many tensors, by what they cost at every step:
+
+- vectors, and matrices where there are many small ones, become rows of one array, see ``packing``: once
+  for all shapes; a row is padded, and its inputs are written out;
+- tensors of one shape become a stack, and a loop takes one after the other: once for each shape; the
+  stack is a copy;
+- any other is alone.
+"""
+
+import collections
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from metaopt.optimizers.common.packing import num_rows
+
+MAX_PACKED, MAX_STACKED = 2**12, 2**16  # most elements of a matrix that is packed, and of a tensor that is stacked
+FEWEST_MATRICES = 5  # fewer are faster alone
+MAX_GROUP = 2**19  # most elements of a pack or a stack: the inputs of a network take 80 bytes for each
+
+
+class Groups(NamedTuple):
+    """Indices of tensors."""
+
+    packs: list[list[int]]  # with numbers of rows that do not fall
+    stacks: list[list[int]]  # of one shape, two at least
+    alone: list[int]
+
+
+def choose(shapes: Sequence[tuple[int, ...]], whole: Sequence[bool]) -> Groups:
+    """The groups of tensors.
+
+    Args:
+      shapes: shapes of the tensors.
+      whole: whether what is done for a tensor may take it as a vector of its elements, as a pack does.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    small = [i for i, size in enumerate(sizes) if size <= MAX_PACKED and whole[i]]
+    vectors, matrices = _split(small, [len(shape) < 2 for shape in shapes])
+    packable = [vectors, matrices if len(matrices) >= FEWEST_MATRICES else []]
+    packs = [pack for indices in packable for pack in _cut(sorted(indices, key=lambda i: num_rows(shapes[i])), sizes)]
+    packs = [pack for pack in packs if len(pack) > 1]
+    packed = {i for pack in packs for i in pack}
+    of_shape = collections.defaultdict(list)
+    for i, size in enumerate(sizes):
+        if i not in packed and size <= MAX_STACKED:
+            of_shape[shapes[i]].append(i)
+    stacks = [stack for indices in of_shape.values() for stack in _cut(indices, sizes) if len(stack) > 1]
+    grouped = packed | {i for stack in stacks for i in stack}
+    return Groups(packs, stacks, [i for i in range(len(shapes)) if i not in grouped])
+
+
+def _split(indices: Iterable[int], first: Sequence[bool]) -> tuple[list[int], list[int]]:
+    """Those for which ``first`` holds, and the others."""
+    return [i for i in indices if first[i]], [i for i in indices if not first[i]]
+
+
+def _cut(indices: list[int], sizes: Sequence[int]) -> list[list[int]]:
+    """Cuts a list of tensors into groups of at most MAX_GROUP elements."""
+    groups, total = [], MAX_GROUP
+    for i in indices:
+        if total + sizes[i] > MAX_GROUP:
+            groups.append([])
+            total = 0
+        groups[-1].append(i)
+        total += sizes[i]
+    return groups

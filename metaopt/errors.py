@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 NO_DEFAULT = inspect.Parameter.empty
+LARGEST = 3.4e38  # about the end of float32
 
 
 class UserError(ValueError):
@@ -25,6 +26,23 @@ def check_type(name: str, value: object, default: object) -> None:
     expected = type(default)
     if type(value) is not expected and not (expected is float and type(value) is int):
         raise UserError(f"{name} takes {expected.__name__}, got {value!r}")
+    check_range(name, float(value) if expected is float and -LARGEST < value < LARGEST else value)  # pyright: ignore
+
+
+def check_range(name: str, value: Any) -> None:
+    """Raises UserError for numbers that a device would not hold as they are: float32 and int32 have ends.
+
+    Lists, tuples and dicts are checked entry by entry.
+    """
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, list | tuple):
+        for entry in value:
+            check_range(name, entry)
+    elif isinstance(value, float) and not abs(value) < LARGEST:  # NaN neither
+        raise UserError(f"{name} must be finite and below {LARGEST:g}, got {value!r}")
+    elif type(value) is int and abs(value) >= 2**31:
+        raise UserError(f"{name} must be below 2^31, got {value!r}")
 
 
 def keywords_of(function: Callable[..., Any], skip: int = 0) -> tuple[dict[str, Any], bool]:
@@ -56,5 +74,7 @@ def check_keywords(kind: str, given: dict[str, Any], defaults: dict[str, Any], a
             if any_name:
                 continue
             raise unknown(kind, name, defaults)
+        named = f"{kind.rpartition(' ')[2]}: {name}"
+        check_range(named, value)
         if defaults[name] is not NO_DEFAULT and defaults[name] is not None:
-            check_type(f"{kind.rpartition(' ')[2]}: {name}", value, defaults[name])
+            check_type(named, value, defaults[name])

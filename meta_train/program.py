@@ -1,5 +1,6 @@
 """From a recipe to what a device runs: the first state, and one outer step."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from meta_train.inner import episodes
 from meta_train.outer import TrainState
 from meta_train.recipe import Recipe
 from metaopt.core import Learned
+from metaopt.errors import UserError
 
 
 class Compiled(NamedTuple):
@@ -34,6 +36,9 @@ def build(recipe: Recipe, mesh: Mesh) -> Compiled:
         from; and, by name, for what is wrong with a task, family or estimator of the user's own.
     """
     learned, tasks = build_learned(recipe), recipe.build_tasks()
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(learned.init, jax.random.key(0))))
+    if size >= 2**31:
+        raise UserError(f"theta would have {size:,} entries: choose smaller settings of the family")
     checks.check(recipe, learned, tasks)
     window = recipe.estimator.window
     problems = [episodes.build(learned, task, recipe.episodes, window) for task in tasks]

@@ -5,9 +5,13 @@ Imports stand where they are used: ``metaopt list`` does not wait for the estima
 
 import argparse
 import json
+import math
 from pathlib import Path
 
-from metaopt.errors import UserError
+from metaopt.errors import UserError, check_range
+
+# The smallest values of numbers that an import may be given.
+LOWEST = {"num_minibatches": 1, "num_epochs": 1, "learning_rate": 0, "step_multiplier": 0, "weight_decay": 0}
 
 
 def evaluation(arguments):
@@ -98,6 +102,11 @@ def run_import(arguments) -> None:
     words, names = {"true": True, "false": False}, sum(importers.OPTIONS.values(), [])
     given = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     options = {name: words.get(value, value) for name, value in given.items()}
+    for name, value in options.items():
+        lowest = LOWEST.get(name, -math.inf)
+        if isinstance(value, float | int) and value < lowest:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {lowest:g}, got {value}")
+        check_range(f"--{name.replace('_', '-')}", value)
     print(importers.import_file(arguments.file, arguments.name, arguments.licence, **options))
 
 

@@ -23,6 +23,7 @@ from meta_train.run import directory
 from metaopt.core import Theta
 from metaopt.errors import UserError
 from metaopt.evaluation import statistics
+from metaopt.evaluation.compare import MOST
 from metaopt.evaluation.run import trainer
 from metaopt.optimizers import hand
 
@@ -46,6 +47,8 @@ def write(run_dirs: list[Path], out: Path, seeds: int = 20, tuning_seeds: int = 
       UserError: if a run does not learn rate and decay of ``hand``, the runs cannot be compared,
         or the folder cannot be written.
     """
+    if not 1 <= seeds <= MOST:
+        raise UserError(f"--seeds must be from 1 to {MOST:,}, got {seeds}")
     recipe = _common_recipe(run_dirs)
     try:
         out.mkdir(parents=True, exist_ok=True)  # before minutes of computation

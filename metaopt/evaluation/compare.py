@@ -16,6 +16,7 @@ from metaopt.evaluation.run import Curves, trainer
 from metaopt.families import Baseline
 
 Row = dict[str, Any]  # one line of RESULTS
+MOST = 10_000  # seeds or draws: their curves have to fit into memory
 RESULTS = "results.jsonl"  # file in the folder of an evaluation, with a header and then the rows
 
 
@@ -32,6 +33,10 @@ class Settings:
     def __post_init__(self) -> None:
         if min(dataclasses.asdict(self).values()) < 1:
             raise UserError(f"every number of an evaluation must be at least 1, got {self}")
+        for name, number in dataclasses.asdict(self).items():
+            most = 2**30 if name in ("num_steps", "every") else MOST
+            if number > most:
+                raise UserError(f"{name} of an evaluation must be at most {most:,}, got {number:,}")
         object.__setattr__(self, "every", min(self.every, self.num_steps))
         if self.num_steps % self.every:
             raise UserError(f"steps must be a multiple of {self.every}, got {self.num_steps}")

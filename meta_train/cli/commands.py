@@ -47,10 +47,12 @@ def run_train(arguments) -> int:
 
 def _begin(arguments, name: str):
     from meta_train import recipes, settings, training
-    from meta_train.parallel import devices
+    from meta_train.parallel import devices, processes
 
     recipe = settings.override(recipes.find(name), arguments.settings)
     devices.prepare(recipe.num_sharded(), arguments.devices)
+    if processes.is_first():
+        print("recipe", name, *arguments.settings, flush=True)
     folder = arguments.dir or Path("runs") / recipes.label(name)
     return training.train(recipe, folder, source=recipes.source_of(name), mirror=arguments.log)
 
@@ -142,7 +144,7 @@ def run_evaluate(arguments) -> None:
     evaluate.evaluate(request, out)
     run_report(argparse.Namespace(dir=out))
     if arguments.record:
-        evaluate.record(request.names, out)
+        _print_recorded(evaluate.record(request.names, out))
 
 
 def run_merge(arguments) -> None:
@@ -151,7 +153,12 @@ def run_merge(arguments) -> None:
     names = merge.merge(arguments.dir)
     run_report(arguments)
     if arguments.record:
-        evaluate.record(names, arguments.dir)
+        _print_recorded(evaluate.record(names, arguments.dir))
+
+
+def _print_recorded(manifests: list[Path]) -> None:
+    for path in manifests:
+        print(f"recorded in {path}")
 
 
 def run_submit_train(arguments) -> None:

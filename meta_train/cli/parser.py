@@ -40,7 +40,9 @@ def build_parser() -> Parser:
     train.add_argument("settings", nargs="*", metavar="name=value", help="changes to the recipe")
     train.add_argument("--dir", type=Path, help="run directory (default: runs/RECIPE)")
     train.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR")
-    train.add_argument("--devices", type=int, metavar="N", help="CPU devices to make (default: one per core, if the samples divide)")
+    train.add_argument(
+        "--devices", type=int, metavar="N", help="CPU devices to make (default: one per core, if the samples divide)"
+    )
     add_log(train)
     train.set_defaults(run=run_train)
 

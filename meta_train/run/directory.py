@@ -18,13 +18,16 @@ from typing import Any
 from meta_train import settings
 from meta_train.recipe import Recipe
 from meta_train.recipes import EXPORT
-from meta_train.run import mirrors
+from meta_train.run import mirrors, preempt
 from metaopt import checkpoint, families, references
 from metaopt.errors import UserError
 
 CONFIG, COPY, TASKS, METRICS = "config.json", "recipe.py", "tasks.json", "metrics.jsonl"
 START = "start"  # the checkpoint that it began from
-UNFINISHED = CONFIG + ".tmp"
+STATE = "state"  # the saved outer steps
+UNFINISHED = CONFIG + ".tmp"  # written first: where it is, a start was killed
+# What a run has before it has measured anything.
+OF_A_START = {CONFIG, COPY, TASKS, METRICS, STATE, START, f"{START}.tmp", mirrors.FILE, preempt.OWNER, preempt.MARKER}
 ENTRIES = ("recipe", "kind", "family", "source", "search")  # of config.json
 REFERENCES = ("family", "tasks", "estimator")  # settings that may be references
 
@@ -42,8 +45,8 @@ def check_empty(run_dir: Path) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run directory {run_dir} is a file: choose another")
     found = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-    if UNFINISHED in found:  # written first: what a start that was killed has left
-        found -= {UNFINISHED, COPY, TASKS}
+    if UNFINISHED in found or CONFIG in found and _has_nothing(run_dir):
+        found -= {UNFINISHED, *OF_A_START}
     if found:
         remedy = "continue it with --resume" if (run_dir / CONFIG).exists() else "choose another"
         raise UserError(f"run directory {run_dir} is not empty: {remedy}")
@@ -67,6 +70,8 @@ def make(recipe: Recipe, kind: str, run_dir: Path, source: str | None = None, mi
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / UNFINISHED).write_text(json.dumps(config, indent=2) + "\n")
+        for name in (COPY, START, mirrors.FILE):  # of an earlier start, with another recipe
+            _remove(run_dir / name)
         if source:
             shutil.copyfile(references.file_of(source), run_dir / COPY)
         traits = [task.traits() for task in recipe.build_tasks()]
@@ -76,6 +81,19 @@ def make(recipe: Recipe, kind: str, run_dir: Path, source: str | None = None, mi
             mirrors.choose(run_dir, mirror)
     except OSError as error:
         raise UserError(f"cannot write to run directory {run_dir}: {error.strerror}") from error
+
+
+def _has_nothing(run_dir: Path) -> bool:
+    """Whether a run stopped before it had measured anything, e.g. while it was compiled, and nobody is at it."""
+    has_rows = (run_dir / METRICS).exists() and (run_dir / METRICS).stat().st_size
+    has_states = (run_dir / STATE).exists() and any((run_dir / STATE).iterdir())
+    return not has_rows and not has_states and not preempt.is_taken(run_dir)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def keep_start(recipe: Recipe, run_dir: Path) -> None:

@@ -4,25 +4,31 @@ Nothing that takes long is imported here: a Ctrl-C while JAX is being imported e
 """
 
 import argparse
-import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from typing import NoReturn
 
-INTERRUPTED = 128 + signal.SIGINT  # exit code, as a shell has it
+from meta_train.cli import interrupt
+
+
+def command() -> NoReturn:
+    """What a shell calls."""
+    interrupt.end_process_at_once()
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done
+    sys.exit(code)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code, see ``guard``. Ctrl-C is one line on stderr and 130."""
+    """Runs one command; returns its exit code, see ``guard`` and ``interrupt``."""
     try:
-        with _no_interrupt_swallowed():
-            from meta_train.cli import guard
+        from meta_train.cli import guard
 
-            return guard.run(lambda: _command(argv))
-    except KeyboardInterrupt as interrupt:
-        _say_interrupted(str(interrupt))
-        return INTERRUPTED
+        return guard.run(lambda: _run(argv))
+    except KeyboardInterrupt:
+        interrupt.say()
+        return interrupt.INTERRUPTED
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -45,7 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _command(argv: list[str] | None) -> int:
+def _run(argv: list[str] | None) -> int:
     import jax
 
     from tasks import data
@@ -54,26 +60,3 @@ def _command(argv: list[str] | None) -> int:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a resumed run should not compile again
         jax.config.update("jax_compilation_cache_dir", str(data.cache_dir() / "jax"))
     return arguments.run(arguments) or 0
-
-
-@contextlib.contextmanager
-def _no_interrupt_swallowed() -> Iterator[None]:
-    """Ends the process where a Ctrl-C comes in a callback, from which Python lets no exception out."""
-    previous = sys.unraisablehook
-
-    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
-        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
-            return previous(unraisable)
-        _say_interrupted("")
-        os._exit(INTERRUPTED)
-
-    sys.unraisablehook = hook
-    try:
-        yield
-    finally:
-        sys.unraisablehook = previous
-
-
-def _say_interrupted(why: str) -> None:
-    with contextlib.suppress(OSError):
-        print(f"metaopt: interrupted{f': {why}' if why else ''}", file=sys.stderr, flush=True)

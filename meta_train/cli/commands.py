@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 
+from meta_train.cli import interrupt
 from metaopt.errors import UserError, check_range
 
 # The smallest values of numbers that an import may be given.
@@ -141,7 +142,8 @@ def run_evaluate(arguments) -> None:
         return
     if arguments.record:
         evaluate.check_recordable(request.names)
-    evaluate.evaluate(request, out)
+    with interrupt.saying(f"what is measured is in {out}, and the same command continues"):
+        evaluate.evaluate(request, out)
     run_report(argparse.Namespace(dir=out))
     if arguments.record:
         _print_recorded(evaluate.record(request.names, out))

@@ -147,12 +147,7 @@ def evaluate(request: Request, out: Path) -> list[Row]:
         if what:
             print(what, "...", end=" ", flush=True)
 
-    comparison = prepare(request)
-    try:
-        rows = run(comparison, out, say)
-    except KeyboardInterrupt:
-        print(flush=True)  # ends the line of the shard
-        raise KeyboardInterrupt(f"what is measured is in {out}, the same command continues") from None
+    rows = run(prepare(request), out, say)
     say(None)
     return rows
 

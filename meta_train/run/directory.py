@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def is_run(name: str | Path) -> bool:
 
 def check_empty(run_dir: Path) -> None:
     """Raises UserError unless a run can begin in ``run_dir``."""
+    check_name(run_dir)
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run directory {run_dir} is a file: choose another")
     found = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
@@ -187,12 +189,32 @@ def read_traits(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``; none where nothing was run."""
-    path = run_dir / METRICS
-    return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
+    """The rows of ``metrics.jsonl``; none where nothing was run.
+
+    A row that is unfinished, and all behind it, are left out: they will be computed again.
+    """
+    path, rows = run_dir / METRICS, []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def check_name(run_dir: Path) -> None:
+    """Raises UserError for a name that Orbax cannot have, because Python could not decode it."""
+    try:
+        str(run_dir.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the name of run directory {run_dir} has letters that Python cannot read with the encoding "
+            f"{sys.getfilesystemencoding()}: set PYTHONUTF8=1, or choose another folder"
+        ) from error
 
 
 def check_writable(run_dir: Path) -> None:
+    check_name(run_dir)
     if not os.access(run_dir, os.W_OK):
         raise UserError(f"cannot write to run directory {run_dir}: permission denied")
 

@@ -1,5 +1,6 @@
 """What a run shows while it works: a bar on a terminal, elsewhere a line every half a minute."""
 
+import shutil
 import sys
 import threading
 import time
@@ -7,15 +8,18 @@ import time
 from tqdm import tqdm
 
 
+FORMAT = "{n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
+
+
 class Bar:
-    """A bar as wide as the terminal."""
+    """A bar that fits the terminal, also when that changes: a longer line would wrap."""
 
     def __init__(self, total: int, start: int):
-        # Its width is looked up again and again: a line that is too long would wrap.
-        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stdout)
+        self._bar = tqdm(total=total, initial=start, bar_format=FORMAT, ncols=_width(), file=sys.stdout)
 
     def update(self, step: int, meta_loss: float, inner_steps_per_second: float) -> None:
         """Shows the progress after outer step ``step``."""
+        self._bar.ncols = _width()
         self._bar.set_postfix_str(f"meta-loss {meta_loss:.4f}, {inner_steps_per_second:,.0f} inner steps/s", False)
         self._bar.update(step - self._bar.n)
 
@@ -71,3 +75,7 @@ def begin(total: int, start: int) -> Bar | Lines:
     """
     tqdm.write("compiling ...")
     return Bar(total, start) if sys.stdout.isatty() else Lines(total, start)
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns - 1

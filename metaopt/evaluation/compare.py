@@ -100,6 +100,7 @@ def measure(
     tuning_keys = jax.random.split(jax.random.key(1), settings.tuning_seeds)
     report_keys = jax.random.split(jax.random.key(2), settings.seeds)
     run, rates, known = method_trainer(task, method, settings), method.rates, list(known)
+    single = rates[0]
     for draw in draws:
         problem_key = jax.random.fold_in(jax.random.key(3), draw)
         common = {"task": task.name, "draw": draw, "method": method.name}
@@ -111,7 +112,7 @@ def measure(
             yield from tuning
         if len(tuning) < len(here):
             continue  # it is reported already
-        rate = _best_rate(tuning) if len(rates) > 1 else rates[0]
+        rate = _best_rate(tuning) if tuning else single
         curves = jax.device_get(run(jnp.array([rate]), problem_key, report_keys))
         yield from _report_rows(common, rate, rates, curves)
 

@@ -172,7 +172,8 @@ def baseline_methods(chosen: Sequence[str] | Mapping[str, Baseline] | None, lear
 
 def label(name: str | Path) -> str:
     """How a checkpoint or a run is called in tables: the last part of its path."""
-    return os.path.basename(os.path.abspath(Path(name).expanduser()))
+    last = os.path.basename(os.path.abspath(Path(name).expanduser()))
+    return os.fsencode(last).decode(errors="replace")  # what Python could not decode no table can show
 
 
 def make_writable(folder: Path) -> None:

@@ -36,10 +36,10 @@ def build(recipe: Recipe, mesh: Mesh) -> Compiled:
         from; and, by name, for what is wrong with a task, family or estimator of the user's own.
     """
     learned, tasks = build_learned(recipe), recipe.build_tasks()
+    checks.check(recipe, learned, tasks)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(learned.init, jax.random.key(0))))
     if size >= 2**31:
         raise UserError(f"theta would have {size:,} entries: choose smaller settings of the family")
-    checks.check(recipe, learned, tasks)
     window = recipe.estimator.window
     problems = [episodes.build(learned, task, recipe.episodes, window) for task in tasks]
     tx = outer.optimizer(recipe.outer)

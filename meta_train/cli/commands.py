@@ -132,7 +132,7 @@ def run_info(arguments) -> None:
 
 
 def run_evaluate(arguments) -> None:
-    from meta_train.evaluation import evaluate
+    from meta_train.evaluation import evaluate, record
 
     request, out = evaluation(arguments)
     if arguments.shard is not None:
@@ -141,21 +141,21 @@ def run_evaluate(arguments) -> None:
         print(evaluate.evaluate_shard(request, out, arguments.shard))
         return
     if arguments.record:
-        evaluate.check_recordable(request.names)
+        record.check(request.names)
     with interrupt.saying(f"what is measured is in {out}, and the same command continues"):
         evaluate.evaluate(request, out)
     run_report(argparse.Namespace(dir=out))
     if arguments.record:
-        _print_recorded(evaluate.record(request.names, out))
+        _print_recorded(record.write(request.names, out))
 
 
 def run_merge(arguments) -> None:
-    from meta_train.evaluation import evaluate, merge
+    from meta_train.evaluation import merge, record
 
     names = merge.merge(arguments.dir)
     run_report(arguments)
     if arguments.record:
-        _print_recorded(evaluate.record(names, arguments.dir))
+        _print_recorded(record.write(names, arguments.dir))
 
 
 def _print_recorded(manifests: list[Path]) -> None:

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import metaopt
 from meta_train import training
 from meta_train.run import directory
 from metaopt import checkpoint, families, references
 from metaopt.checkpoint import Checkpoint
 from metaopt.core import Task, Theta
 from metaopt.errors import UserError, unknown
-from metaopt.evaluation import report, results
+from metaopt.evaluation import results
 from metaopt.evaluation.compare import Method, Row, Settings
 from metaopt.evaluation.comparison import (
     Comparison,
@@ -202,38 +201,6 @@ def _is_there(path: Path, header: dict[str, Any]) -> bool:
 def shards(request: Request) -> list[Shard]:
     """The work of an evaluation, shard by shard. Raises UserError as ``prepare``."""
     return prepare(request).shards(request.block)
-
-
-def record(names: Sequence[str], folder: Path) -> list[Path]:
-    """Writes the result of an evaluation into the manifest of every checkpoint in it, and returns their paths.
-
-    Raises:
-      UserError: if a checkpoint has other weights by now, or as ``check_recordable``.
-    """
-    header, _ = report.read(folder)
-    check_recordable(names)
-    for name in names:
-        if header["weights_sha256"][label(name)] != checkpoint.read_manifest(name)["sha256"]:
-            raise UserError(f"{folder} is of other weights than {name} has now: evaluate again")
-    for name in names:
-        checkpoint.record(name, results={header["suite"]: report.result(folder, label(name))})
-    return [checkpoint.find(name) / checkpoint.MANIFEST for name in names]
-
-
-def check_recordable(names: Sequence[str]) -> None:
-    """Raises UserError for what has no manifest to write a result into: a run, or a checkpoint of an installed package.
-
-    To be called before the work, too.
-    """
-    installed = Path(metaopt.__file__).parent / "checkpoints"  # in the tree they are elsewhere
-    for name in names:
-        if directory.is_run(name):
-            raise UserError(f"{name} is a run and has no manifest: export it first, or leave out --record")
-        path = checkpoint.find(name) / checkpoint.MANIFEST
-        if path.is_relative_to(installed) or not all(os.access(place, os.W_OK) for place in (path, path.parent)):
-            raise UserError(
-                f"{path} is not yours to write: leave out --record, or copy its folder and evaluate the copy"
-            )
 
 
 def _tasks(request: Request) -> list[Task]:

@@ -18,17 +18,18 @@ from typing import Any
 
 from meta_train import settings
 from meta_train.recipe import Recipe
-from meta_train.recipes import EXPORT
-from meta_train.run import mirrors, preempt
-from metaopt import checkpoint, families, references
+from meta_train.run import mirrors, origins, preempt
+from meta_train.run.origins import COPY
+from metaopt import checkpoint, references
 from metaopt.errors import UserError
 
-CONFIG, COPY, TASKS, METRICS = "config.json", "recipe.py", "tasks.json", "metrics.jsonl"
+CONFIG, TASKS, METRICS = "config.json", "tasks.json", "metrics.jsonl"
 START = "start"  # the checkpoint that it began from
 STATE = "state"  # the saved outer steps
-UNFINISHED = CONFIG + ".tmp"  # written first: where it is, a start was killed
-# What a run has before it has measured anything.
-OF_A_START = {CONFIG, COPY, TASKS, METRICS, STATE, START, f"{START}.tmp", mirrors.FILE, preempt.OWNER, preempt.MARKER}
+UNFINISHED = CONFIG + ".tmp"
+# What a run may have before it has measured anything.
+OF_A_START = {CONFIG, UNFINISHED, COPY, TASKS, METRICS, STATE, START, f"{START}.tmp"}
+OF_A_START |= {mirrors.FILE, preempt.OWNER, preempt.MARKER}
 ENTRIES = ("recipe", "kind", "family", "source", "search")  # of config.json
 REFERENCES = ("family", "tasks", "estimator")  # settings that may be references
 
@@ -47,8 +48,10 @@ def check_empty(run_dir: Path) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run directory {run_dir} is a file: choose another")
     found = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-    if UNFINISHED in found or CONFIG in found and _has_nothing(run_dir):
-        found -= {UNFINISHED, *OF_A_START}
+    if CONFIG in found and _has_nothing(run_dir):
+        found -= OF_A_START
+    elif UNFINISHED in found:  # written first: what a start that was killed has left
+        found -= {UNFINISHED, COPY, TASKS}
     if found:
         remedy = "continue it with --resume" if (run_dir / CONFIG).exists() else "choose another"
         raise UserError(f"run directory {run_dir} is not empty: {remedy}")
@@ -67,8 +70,8 @@ def make(recipe: Recipe, kind: str, run_dir: Path, source: str | None = None, mi
     Raises:
       UserError: if it cannot be written.
     """
-    config = {"recipe": settings.to_json(recipe), "kind": kind, "family": family_label(recipe, source)}
-    config |= _origins(recipe, source)
+    config = {"recipe": settings.to_json(recipe), "kind": kind, "family": origins.family_label(recipe, source)}
+    config |= origins.of(recipe, source)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / UNFINISHED).write_text(json.dumps(config, indent=2) + "\n")
@@ -150,10 +153,10 @@ def read_recipe(run_dir: Path, given: Recipe | None = None) -> Recipe:
     """
     config = read_config(run_dir)
     for setting in REFERENCES:
-        _check_found(run_dir, setting, _named(config["recipe"], setting), config["search"])
+        origins.check_found(run_dir, setting, origins.named(config["recipe"], setting), config["search"])
     if not settings.has_objects(config["recipe"]):
         return settings.from_json(config["recipe"])
-    objects = given or _recipe_of(run_dir, config)
+    objects = given or origins.recipe_of(run_dir, config)
     return settings.from_json(config["recipe"], objects)
 
 
@@ -166,7 +169,7 @@ def relocate(run_dir: Path, pairs: list[str]) -> None:
     config = read_config(run_dir)
     for pair in pairs:
         name, _, text = pair.partition("=")
-        old = _named(config["recipe"], name) if name in REFERENCES else None
+        old = origins.named(config["recipe"], name) if name in REFERENCES else None
         if not references.is_reference(old) or not references.is_reference(text):
             raise UserError(
                 f"{pair} cannot change: a run keeps its recipe, only the place of {', '.join(REFERENCES)} can be "
@@ -217,84 +220,6 @@ def check_writable(run_dir: Path) -> None:
     check_name(run_dir)
     if not os.access(run_dir, os.W_OK):
         raise UserError(f"cannot write to run directory {run_dir}: permission denied")
-
-
-def family_label(recipe: Recipe, source: str | None) -> str:
-    """What a checkpoint of the run will say of its family: a name, or what a user can give as family=."""
-    name = recipe.family.name
-    if not name:
-        return checkpoint.read_manifest(recipe.family.start)["family"]
-    if families.is_ours(name):
-        return name
-    if isinstance(name, str):
-        return _without_folder(name)
-    if source:
-        module = references.resolve(references.split(source)[0])
-        for attribute, value in vars(module).items():
-            if value is name:
-                return _without_folder(f"{references.split(source)[0]}:{attribute}")
-    return f"<{families.label(name)}>"
-
-
-def _without_folder(reference: str) -> str:
-    """A checkpoint goes to other machines: of a path it keeps the name of the file."""
-    return reference.rpartition("/")[2]
-
-
-def _origins(recipe: Recipe, source: str | None) -> dict[str, Any]:
-    """Where foreign names came from: the recipe's own file, and the folders of all references."""
-    named = [recipe.family.name, recipe.tasks, recipe.estimator.name, source]
-    folders = [str(references.folder_of(name)) for name in named if references.is_reference(name)]
-    return {"source": references.absolute(source) if source else None, "search": [*dict.fromkeys(folders)]}
-
-
-def _recipe_of(run_dir: Path, config: dict[str, Any]) -> Recipe:
-    """The recipe that its file exports, for its objects."""
-    source = config["source"]
-    if source is None:
-        raise UserError(
-            f"{run_dir} was begun in Python with objects that have no name: go on there, with "
-            f"meta_train.resume({str(run_dir)!r}, recipe)"
-        )
-    place, name = references.split(source)
-    copy = run_dir / COPY
-    try:
-        # The original itself as long as it is the same: files beside it are where it expects them.
-        if _is_unchanged(source, copy, config["search"]):
-            return references.resolve(source, EXPORT, config["search"])
-        return references.attribute(references.load_file(copy, config["search"]), name or EXPORT, place)
-    except UserError as error:
-        raise UserError(
-            f"{error}; {copy} is the copy of {source} that this run goes by: what it imports lay in "
-            f"{', '.join(config['search'])}, put it back there or add its folder to PYTHONPATH"
-        ) from error
-
-
-def _is_unchanged(source: str, copy: Path, search: list[str]) -> bool:
-    """Whether the recipe's own file is still there, and what it was when the run began."""
-    place, _ = references.split(source)
-    try:
-        if not place.endswith(".py"):
-            references.resolve(place, search=search)
-        return references.file_of(source).read_bytes() == copy.read_bytes()
-    except (UserError, OSError):
-        return False
-
-
-def _check_found(run_dir: Path, setting: str, name: Any, search: list[str]) -> None:
-    if not references.is_reference(name):
-        return
-    try:
-        references.resolve(name, search=search)
-    except UserError as error:
-        raise UserError(
-            f"{run_dir} has {setting}={name} ({error}): put it back, or give its new place with metaopt train --resume "
-            f"{run_dir} {setting}=path/to/file.py:name"
-        ) from error
-
-
-def _named(values: dict[str, Any], setting: str) -> Any:
-    return values["tasks"] if setting == "tasks" else values[setting]["name"]
 
 
 def _write_config(run_dir: Path, config: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ import time
 
 from tqdm import tqdm
 
-
 FORMAT = "{n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
 
 

@@ -160,6 +160,9 @@ def test_a_folder_is_not_free_where_a_row_was_written_or_somebody_is_at_work(tmp
     (folder / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(UserError, match="not empty: continue it with --resume"):
         training.train(TINY, folder)
+    (folder / "config.json.tmp").touch()  # of new places that a kill left half written
+    with pytest.raises(UserError, match="not empty"):
+        training.train(TINY, folder)
     (folder / "metrics.jsonl").write_text("")
     (folder / "thesis.tex").touch()
     with pytest.raises(UserError, match="not empty"):

@@ -29,7 +29,7 @@ def read(folder: Path) -> tuple[Header, list[Row]]:
     """
     path = folder / RESULTS
     if not path.is_file():
-        raise UserError(f"{folder} holds no results: {RESULTS} is missing")
+        raise UserError(f"{folder} holds no results: {RESULTS} is {'no file' if path.exists() else 'missing'}")
     lines = []
     try:
         texts = path.read_text(encoding="utf-8").splitlines()

@@ -1,5 +1,6 @@
 """From a recipe to what a device runs: the first state, and one outer step."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from meta_train.inner import episodes
 from meta_train.outer import TrainState
 from meta_train.recipe import Recipe
 from metaopt.core import Learned
+from metaopt.errors import UserError
 
 
 class Compiled(NamedTuple):
@@ -35,6 +37,9 @@ def build(recipe: Recipe, mesh: Mesh) -> Compiled:
     """
     learned, tasks = build_learned(recipe), recipe.build_tasks()
     checks.check(recipe, learned, tasks)
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(learned.init, jax.random.key(0))))
+    if size >= 2**31:
+        raise UserError(f"theta would have {size:,} entries: choose smaller settings of the family")
     window = recipe.estimator.window
     problems = [episodes.build(learned, task, recipe.episodes, window) for task in tasks]
     tx = outer.optimizer(recipe.outer)

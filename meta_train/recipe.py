@@ -21,7 +21,7 @@ from meta_train.outer import OuterLoop
 from meta_train.strategies import Strategy
 from metaopt import families
 from metaopt.core import Learned, Task
-from metaopt.errors import UserError
+from metaopt.errors import UserError, check_range
 from tasks import suites
 
 ONLY_ESTIMATORS = ("options", "shaping", "sample_clip")  # settings that a strategy has no use for
@@ -98,6 +98,9 @@ class Recipe:
             kind, value = SECTIONS[section], getattr(self, section)
             if not isinstance(value, kind):
                 object.__setattr__(self, section, kind(name=value))
+        for section in SECTIONS:
+            for setting, value in vars(getattr(self, section)).items():
+                check_range(setting, value)
         dispatch, total, save = self.run.steps_per_dispatch, self.outer.outer_steps, self.run.save_every
         if total % dispatch or save % dispatch:
             raise UserError(

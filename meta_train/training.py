@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from meta_train import program, recipes, settings, warm_start
+from meta_train import estimators, program, recipes, settings, warm_start
 from meta_train.parallel import devices, processes
 from meta_train.program import Compiled
 from meta_train.recipe import Recipe
@@ -150,9 +150,24 @@ def whole_family(recipe: Recipe) -> Learned:
 
 def _run(recipe: Recipe, compiled: Compiled, run_dir: Path, on_metrics: OnMetrics | None) -> Result:
     processes.on_first(lambda: directory.keep_start(recipe, run_dir))
+    if processes.is_first():
+        print(_title(recipe, run_dir), flush=True)
     theta, finished = loop.run(compiled, _schedule(recipe), run_dir, on_metrics)
     kept = directory.self_contained(recipe, run_dir)
     return Result(complete(kept, theta), _columns(directory.read_metrics(run_dir)), finished, whole_family(kept))
+
+
+def _title(recipe: Recipe, run_dir: Path) -> str:
+    """What a run is, in one line."""
+    values = directory.read_config(run_dir)
+    method = recipe.strategy.name or estimators.label(recipe.estimator.name)
+    named = values["recipe"]["tasks"]
+    tasks = named if isinstance(named, str) else ", ".join(task.name for task in recipe.build_tasks())
+    here = jax.devices()
+    return (
+        f"{values['family']} on {tasks} by {method}, {recipe.outer.outer_steps} outer steps; "
+        f"{len(here)} {here[0].platform} device{'s' * (len(here) > 1)}; folder {run_dir}"
+    )
 
 
 def _schedule(recipe: Recipe) -> Schedule:

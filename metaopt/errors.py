@@ -2,10 +2,12 @@
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 NO_DEFAULT = inspect.Parameter.empty
+LARGEST = 3.4e38  # about the end of float32
 
 
 class UserError(ValueError):
@@ -20,11 +22,28 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}{hint} (known: {', '.join(names) or 'none'})")
 
 
-def check_type(name: str, value: object, default: object) -> None:
-    """Raises UserError unless a setting is of the type of its default; an int may stand for a float."""
+def check_type(name: str, value: Any, default: object) -> None:
+    """Raises UserError unless a setting is of the type of its default and in range; an int may stand for a float."""
     expected = type(default)
-    if type(value) is not expected and not (expected is float and type(value) is int):
+    if expected is float and type(value) is int:
+        value = float(value) if abs(value) < LARGEST else math.inf
+    if type(value) is not expected:
         raise UserError(f"{name} takes {expected.__name__}, got {value!r}")
+    check_range(name, value)
+
+
+def check_range(name: str, value: Any) -> None:
+    """Raises UserError for a number that float32 or int32 cannot hold; of a collection for any entry."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            check_range(f"{name}.{key}", entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            check_range(name, entry)
+    elif isinstance(value, float) and not abs(value) < LARGEST:  # so it is for NaN
+        raise UserError(f"{name} must be finite and below {LARGEST:g}, got {value!r}")
+    elif type(value) is int and abs(value) >= 2**31:
+        raise UserError(f"{name} must be below 2^31, got {value!r}")
 
 
 def keywords_of(function: Callable[..., Any], skip: int = 0) -> tuple[dict[str, Any], bool]:
@@ -43,7 +62,7 @@ def keywords_of(function: Callable[..., Any], skip: int = 0) -> tuple[dict[str, 
 
 
 def check_keywords(kind: str, given: dict[str, Any], defaults: dict[str, Any], any_name: bool = False) -> None:
-    """Raises UserError for a keyword that is not known, or of another type than its default.
+    """Raises UserError for a keyword that is not known, of another type than its default, or out of range.
 
     Args:
       kind: what the keywords are, for messages, e.g. "setting of velo".
@@ -56,5 +75,8 @@ def check_keywords(kind: str, given: dict[str, Any], defaults: dict[str, Any], a
             if any_name:
                 continue
             raise unknown(kind, name, defaults)
+        named = f"{kind.rpartition(' ')[2]}: {name}"
         if defaults[name] is not NO_DEFAULT and defaults[name] is not None:
-            check_type(f"{kind.rpartition(' ')[2]}: {name}", value, defaults[name])
+            check_type(named, value, defaults[name])
+        else:
+            check_range(named, value)

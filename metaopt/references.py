@@ -127,7 +127,7 @@ def load_file(path: Path, search: Sequence[str | Path] = ()) -> ModuleType:
 @functools.cache
 def _run(path: Path) -> ModuleType:
     # A name of its own: two files called my_tasks.py are two modules.
-    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
     if name in sys.modules:
         raise UserError(f"{path} refers to itself: name the object there in the place of the reference")
     spec = importlib.util.spec_from_file_location(name, path)

@@ -6,11 +6,13 @@ there, the package ``datasets`` is installed and METAOPT_OFFLINE is not set. The
 its source; a data set is never replaced by another one.
 """
 
+import contextlib
 import dataclasses
 import functools
 import gzip
 import importlib
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import numpy as np
 from metaopt.errors import UserError, unknown
 
 SPLITS = ("train", "valid", "test")
+FEWEST = 10  # examples outside the test split, so that no split is empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,21 +141,24 @@ def load(name: str) -> Dataset:
       name: name in DATASETS.
 
     Raises:
-      UserError: for an unknown name, or a data set that is not found; the message says what to
-        install.
+      UserError: for an unknown name, a data set that is not found (the message says what to install),
+        or one that is damaged.
     """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
     entry = DATASETS[name]
     data_dir = os.environ.get("METAOPT_DATA_DIR")
-    readers = {
-        "METAOPT_DATA_DIR": data_dir and functools.partial(_npz, Path(data_dir) / f"{name}.npz"),
-        entry.source: entry.installed,
-        "cache": functools.partial(_npz, cache_dir() / f"{name}.npz"),
-        "Hugging Face hub": entry.hub,
-    }
-    for source, reader in readers.items():
-        found = reader() if reader else None
+    if data_dir and not Path(data_dir).is_dir():
+        raise UserError(f"METAOPT_DATA_DIR={data_dir} is no folder: set it to the folder of {name}.npz, or unset it")
+    own, cached = Path(data_dir or "") / f"{name}.npz", cache_dir() / f"{name}.npz"
+    places = [  # what a place is called, what is read there, and how
+        ("METAOPT_DATA_DIR", own, functools.partial(_npz, own) if data_dir else None),
+        (entry.source, entry.source, entry.installed),
+        ("cache", cached, functools.partial(_npz, cached)),
+        ("Hugging Face hub", "the Hugging Face hub", entry.hub),
+    ]
+    for source, what, reader in places:
+        found = _read(name, what, reader) if reader else None
         if found is not None:
             if reader is entry.hub:
                 _write_cache(name, *found)
@@ -163,16 +169,53 @@ def load(name: str) -> Dataset:
     )
 
 
+def _read(name: str, what: str | Path, reader: Reader) -> Raw | None:
+    """Reads a data set. Raises UserError, naming what was read, if it is damaged or holds something else."""
+    try:
+        found = reader()
+        if found is not None:
+            _check(*found)
+    except Exception as error:  # any exception, because a damaged file fails in as many ways as there are formats
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"data set {name!r} cannot be read from {what} ({why}): replace that, or put another {name}.npz (images, "
+            "labels, num_test) into METAOPT_DATA_DIR"
+        ) from error
+    return found
+
+
+def _check(images: np.ndarray, labels: np.ndarray, num_test: int) -> None:
+    """Raises ValueError for arrays that are no data set."""
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2] or not images.size:
+        raise ValueError(f"images should be (num, side, side) uint8, are {images.shape} {images.dtype}")
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels should be ({len(images)},) integers, are {labels.shape} {labels.dtype}")
+    if labels.min() < 0 or labels.max() > 9:
+        raise ValueError(f"labels should be from 0 to 9, are from {labels.min()} to {labels.max()}")
+    if not 0 <= num_test <= len(images) - FEWEST:
+        raise ValueError(f"num_test should be from 0 to {FEWEST} less than the {len(images)} images, is {num_test}")
+
+
 def _write_cache(name: str, images: np.ndarray, labels: np.ndarray, num_test: int) -> None:
-    cache_dir().mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(cache_dir() / f"{name}.npz", images=images, labels=labels, num_test=num_test)
+    """Keeps what was downloaded, whole or not at all; a cache that cannot be written is done without."""
+    unfinished = cache_dir() / f"{name}.unfinished.npz"
+    with contextlib.suppress(OSError):
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(unfinished, images=images, labels=labels, num_test=num_test)
+        unfinished.replace(cache_dir() / f"{name}.npz")
 
 
 def _npz(path: Path) -> Raw | None:
-    if not path.is_file():
+    if not path.exists():
         return None
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is no .npz file")
     with np.load(path, allow_pickle=False) as data:
-        return data["images"], data["labels"], int(data["num_test"])
+        num_test = data["num_test"]
+        if num_test.shape or not np.issubdtype(num_test.dtype, np.integer):
+            raise ValueError(f"num_test should be an integer, is {num_test.shape} {num_test.dtype}")
+        return data["images"], data["labels"], int(num_test)
 
 
 def _split(name: str, source: str, images: np.ndarray, labels: np.ndarray, num_test: int) -> Dataset:

@@ -1,37 +1,39 @@
-"""The command ``metaopt``."""
+"""The command ``metaopt``.
+
+Nothing that takes long is imported here: a Ctrl-C while JAX is being imported ends in one line too.
+"""
 
 import argparse
 import os
+import signal
 import sys
-import traceback
+from typing import NoReturn
 
-import jax
+from meta_train.cli import interrupt
 
-from meta_train.cli.parser import build_parser
-from metaopt.errors import UserError
-from tasks import data
+
+def command() -> NoReturn:
+    """What a shell calls."""
+    interrupt.end_process_at_once()
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done
+    sys.exit(code)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code. User errors are one line on stderr and 2."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a resumed run should not compile again
-        jax.config.update("jax_compilation_cache_dir", str(data.cache_dir() / "jax"))
-    arguments = parse(argv)
+    """Runs one command; returns its exit code, see ``guard`` and ``interrupt``."""
     try:
-        return arguments.run(arguments) or 0
-    except UserError as error:
-        message = " ".join(str(error).splitlines())  # of a user's own file it may have several
-        print(f"metaopt: {message}", file=sys.stderr)
-        return 2
-    except Exception:
-        if not jax.distributed.is_initialized():
-            raise
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)  # the usual way out waits for all processes, also for one that is lost
+        from meta_train.cli import guard
+
+        return guard.run(lambda: _run(argv))
+    except KeyboardInterrupt:
+        interrupt.say()
+        return interrupt.INTERRUPTED
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    from meta_train.cli.parser import build_parser
+
     parser = build_parser()
     argv = sys.argv[1:] if argv is None else argv
     end = argv.index("--") if "--" in argv else len(argv)
@@ -47,3 +49,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     elif argv[end:]:
         parser.error("only submit takes options, those of sbatch, behind --")
     return arguments
+
+
+def _run(argv: list[str] | None) -> int:
+    import jax
+
+    from tasks import data
+
+    arguments = parse(argv)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a resumed run should not compile again
+        jax.config.update("jax_compilation_cache_dir", str(data.cache_dir() / "jax"))
+    return arguments.run(arguments) or 0

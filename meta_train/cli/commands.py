@@ -5,9 +5,14 @@ Imports stand where they are used: ``metaopt list`` does not wait for the estima
 
 import argparse
 import json
+import math
 from pathlib import Path
 
-from metaopt.errors import UserError
+from meta_train.cli import interrupt
+from metaopt.errors import UserError, check_range
+
+# The smallest values of numbers that an import may be given.
+LOWEST = {"num_minibatches": 1, "num_epochs": 1, "learning_rate": 0, "step_multiplier": 0, "weight_decay": 0}
 
 
 def evaluation(arguments):
@@ -43,10 +48,12 @@ def run_train(arguments) -> int:
 
 def _begin(arguments, name: str):
     from meta_train import recipes, settings, training
-    from meta_train.parallel import devices
+    from meta_train.parallel import devices, processes
 
     recipe = settings.override(recipes.find(name), arguments.settings)
     devices.prepare(recipe.num_sharded(), arguments.devices)
+    if processes.is_first():
+        print("recipe", name, *arguments.settings, flush=True)
     folder = arguments.dir or Path("runs") / recipes.label(name)
     return training.train(recipe, folder, source=recipes.source_of(name), mirror=arguments.log)
 
@@ -98,6 +105,11 @@ def run_import(arguments) -> None:
     words, names = {"true": True, "false": False}, sum(importers.OPTIONS.values(), [])
     given = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     options = {name: words.get(value, value) for name, value in given.items()}
+    for name, value in options.items():
+        lowest = LOWEST.get(name, -math.inf)
+        if isinstance(value, float | int) and value < lowest:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {lowest:g}, got {value}")
+        check_range(f"--{name.replace('_', '-')}", value)
     print(importers.import_file(arguments.file, arguments.name, arguments.licence, **options))
 
 
@@ -120,7 +132,7 @@ def run_info(arguments) -> None:
 
 
 def run_evaluate(arguments) -> None:
-    from meta_train.evaluation import evaluate
+    from meta_train.evaluation import evaluate, record
 
     request, out = evaluation(arguments)
     if arguments.shard is not None:
@@ -129,20 +141,26 @@ def run_evaluate(arguments) -> None:
         print(evaluate.evaluate_shard(request, out, arguments.shard))
         return
     if arguments.record:
-        evaluate.check_recordable(request.names)
-    evaluate.evaluate(request, out)
+        record.check(request.names)
+    with interrupt.saying(f"what is measured is in {out}, and the same command continues"):
+        evaluate.evaluate(request, out)
     run_report(argparse.Namespace(dir=out))
     if arguments.record:
-        evaluate.record(request.names, out)
+        _print_recorded(record.write(request.names, out))
 
 
 def run_merge(arguments) -> None:
-    from meta_train.evaluation import evaluate, merge
+    from meta_train.evaluation import merge, record
 
     names = merge.merge(arguments.dir)
     run_report(arguments)
     if arguments.record:
-        evaluate.record(names, arguments.dir)
+        _print_recorded(record.write(names, arguments.dir))
+
+
+def _print_recorded(manifests: list[Path]) -> None:
+    for path in manifests:
+        print(f"recorded in {path}")
 
 
 def run_submit_train(arguments) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
 from meta_train.cli.commands import (
     run_coord_check,
@@ -23,8 +24,15 @@ from meta_train.cli.commands import (
 from meta_train.run import mirrors
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="metaopt", description="Meta-train, load and evaluate learned optimizers.")
+class Parser(argparse.ArgumentParser):
+    """Says in one line what it does not understand; its commands are such parsers too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"metaopt: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="metaopt", description="Meta-train, load and evaluate learned optimizers.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="meta-train a recipe, or resume a run")
@@ -32,7 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("settings", nargs="*", metavar="name=value", help="changes to the recipe")
     train.add_argument("--dir", type=Path, help="run directory (default: runs/RECIPE)")
     train.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR")
-    train.add_argument("--devices", type=int, help="CPU devices to make (default: one per core, if the samples divide)")
+    train.add_argument(
+        "--devices", type=int, metavar="N", help="CPU devices to make (default: one per core, if the samples divide)"
+    )
     add_log(train)
     train.set_defaults(run=run_train)
 

@@ -1,6 +1,7 @@
 """A sweep: recipes x settings, a run directory for each, and the table that a job array reads by index."""
 
 import itertools
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -67,12 +68,12 @@ def write(runs: list[Run], folder: Path) -> Path:
       UserError: if the folder has the table of another sweep, or cannot be written.
     """
     table = folder / TABLE
-    text = "".join(run.line() + "\n" for run in runs)
-    if table.exists() and table.read_text() != text:
+    text = os.fsencode("".join(run.line() + "\n" for run in runs))  # paths, as the system has them
+    if table.exists() and table.read_bytes() != text:
         raise UserError(f"{table} is of another sweep: choose another folder, or give the arguments of that sweep")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        table.write_text(text)
+        table.write_bytes(text)
     except OSError as error:
         raise UserError(f"cannot write {table}: {error.strerror}") from error
     return table

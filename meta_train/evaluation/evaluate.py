@@ -1,6 +1,7 @@
 """Checkpoints and runs on a suite of tasks: what ``metaopt evaluate`` does, at once or in shards."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import time
@@ -12,9 +13,9 @@ from meta_train import training
 from meta_train.run import directory
 from metaopt import checkpoint, families, references
 from metaopt.checkpoint import Checkpoint
-from metaopt.core import Task
+from metaopt.core import Task, Theta
 from metaopt.errors import UserError, unknown
-from metaopt.evaluation import report
+from metaopt.evaluation import results
 from metaopt.evaluation.compare import Method, Row, Settings
 from metaopt.evaluation.comparison import (
     Comparison,
@@ -93,14 +94,9 @@ def prepare(request: Request) -> Comparison:
         if name and name not in map(label, request.names):
             raise unknown("name in --family", name, map(label, request.names))
     learned = [learned_method(label(n), read(n, request.foreign), tasks) for n in request.names]
-    comparison = Comparison(
-        [*_baselines(request, learned), *learned],
-        tasks,
-        request.settings,
-        title=f"{', '.join(method.name for method in learned)} on {request.suite_label}",
-    )
-    comparison.header["suite"] = request.suite_label
-    return comparison
+    title = f"{', '.join(method.name for method in learned)} on {request.suite_label}"
+    about = {"title": title, "suite": request.suite_label}
+    return Comparison([*_baselines(request, learned), *learned], tasks, request.settings, about)
 
 
 def read(name: str, foreign: Sequence[str] = ()) -> Checkpoint:
@@ -111,7 +107,11 @@ def read(name: str, foreign: Sequence[str] = ()) -> Checkpoint:
     if directory.is_run(name):
         recipe = directory.read_recipe(Path(name))
         theta, _ = training.read_theta(name)
-        seen: dict[str, Any] = {"meta_trained_on": directory.read_traits(Path(name))}
+        seen: dict[str, Any] = {
+            "meta_trained_on": directory.read_traits(Path(name)),
+            "family": directory.read_config(Path(name))["family"],
+            "sha256": _digest(theta),  # a run goes on: its newest theta may be another one by now
+        }
         return Checkpoint(training.whole_family(directory.self_contained(recipe, Path(name))), theta, seen)
     if families.is_ours(checkpoint.read_manifest(name)["family"]):
         return checkpoint.read(name)
@@ -126,7 +126,7 @@ def read(name: str, foreign: Sequence[str] = ()) -> Checkpoint:
 
 
 def evaluate(request: Request, out: Path) -> list[Row]:
-    """Compares and writes ``results.jsonl`` and the report to ``out``, whose earlier results are replaced.
+    """Compares and writes ``results.jsonl`` to ``out``; goes on from what an interrupted evaluation left there.
 
     It is the loop over shards that hold all draws, so each method is compiled once for a task.
 
@@ -158,7 +158,8 @@ def evaluate_shard(request: Request, out: Path, index: int) -> Path:
     how many it is and the options that ask for the same evaluation.
 
     Raises:
-      UserError: as ``prepare``, for an index out of range, or a folder that cannot be written.
+      UserError: as ``prepare``, for an index out of range, a folder that cannot be written, or one that holds this
+        shard of another evaluation.
     """
     comparison = prepare(request)
     shards = comparison.shards(request.block)
@@ -168,6 +169,9 @@ def evaluate_shard(request: Request, out: Path, index: int) -> Path:
     make_writable(path.parent)  # before the work, not after it
     asked = {"names": [*map(_absolute, request.names)], "options": request.options()}
     header = comparison.header | {"shard": index, "of": len(shards)} | asked
+    if _is_there(path, header):
+        print(f"shard {index} of 0 to {len(shards) - 1} is there already")
+        return path
     began = time.monotonic()
     print(f"shard {index} of 0 to {len(shards) - 1}: {shard.method} on {shard.task} ...", end=" ", flush=True)
     lines = [header, *comparison.rows(shard)]
@@ -178,31 +182,25 @@ def evaluate_shard(request: Request, out: Path, index: int) -> Path:
     return path
 
 
+def _is_there(path: Path, header: dict[str, Any]) -> bool:
+    """Whether a shard is whole. Raises UserError if it is of another evaluation, which stays."""
+    try:
+        old, *_ = map(json.loads, path.read_text().splitlines())
+    except (OSError, ValueError):
+        return False
+    if not isinstance(old, dict) or "of" not in old:  # damaged: it is made again
+        return False
+    if different := results.difference(old, header):
+        raise UserError(
+            f"{path} is of another evaluation than is asked for: {different}; choose another folder with --out, or "
+            "move that file away"
+        )
+    return True
+
+
 def shards(request: Request) -> list[Shard]:
     """The work of an evaluation, shard by shard. Raises UserError as ``prepare``."""
     return prepare(request).shards(request.block)
-
-
-def record(names: Sequence[str], folder: Path) -> None:
-    """Writes the result of an evaluation into the manifest of every checkpoint in it.
-
-    Raises:
-      UserError: if a checkpoint has other weights by now, or is a run.
-    """
-    header, _ = report.read(folder)
-    check_recordable(names)
-    for name in names:
-        if header["weights_sha256"][label(name)] != checkpoint.read_manifest(name)["sha256"]:
-            raise UserError(f"{folder} is of other weights than {name} has now: evaluate again")
-    for name in names:
-        checkpoint.record(name, results={header["suite"]: report.result(folder, label(name))})
-
-
-def check_recordable(names: Sequence[str]) -> None:
-    """Raises UserError for what has no manifest to write a result into."""
-    for name in names:
-        if directory.is_run(name):
-            raise UserError(f"{name} is a run and has no manifest: export it first, or leave out --record")
 
 
 def _tasks(request: Request) -> list[Task]:
@@ -229,6 +227,13 @@ def _baselines(request: Request, learned: Sequence[Method]) -> list[Method]:
             raise UserError(f"two methods are called {shown!r}: name a baseline once")
         chosen[shown] = found
     return baseline_methods(chosen, learned)
+
+
+def _digest(theta: Theta) -> str:
+    digest = hashlib.sha256()
+    for path, array in checkpoint.flatten(theta).items():
+        digest.update(path.encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def _split_foreign(given: str) -> tuple[str, str]:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from meta_train.evaluation.evaluate import SHARDS
 from metaopt.errors import UserError
-from metaopt.evaluation import report
+from metaopt.evaluation import results
+from metaopt.evaluation.compare import Row
 
 ONLY_SHARDS = ("shard", "of", "names", "options")  # what the header of a shard says more than that of the whole
 
@@ -19,7 +20,7 @@ def merge(folder: Path) -> list[str]:
       The names of checkpoints and runs, as the shards were asked for.
 
     Raises:
-      UserError: if a shard is missing, damaged or of another evaluation.
+      UserError: if a shard is missing, damaged or of another evaluation, or the folder holds the results of another.
     """
     shards = sorted(
         (_read(path) for path in (folder / SHARDS).glob("*.jsonl")), key=lambda shard: shard.header["shard"]
@@ -34,22 +35,21 @@ def merge(folder: Path) -> list[str]:
         named = ",".join(map(str, missing))
         raise UserError(f"{folder} lacks {len(missing)} of {first['of']} shards: make I={named} with: {command}")
     whole = {name: value for name, value in first.items() if name not in ONLY_SHARDS}
-    whole["device"] = ", ".join(sorted({shard.header["device"] for shard in shards}))
-    lines = [json.dumps(whole), *(row for shard in shards for row in shard.rows)]
-    (folder / report.RESULTS).write_text("".join(line + "\n" for line in lines))
+    whole["device"] = results.joined(*(shard.header["device"] for shard in shards))
+    results.begin(folder, whole)  # refuses to replace the results of another evaluation
+    results.write(folder, [whole, *(row for shard in shards for row in shard.rows)])
     return first["names"]
 
 
 class _Shard(NamedTuple):
     path: Path
     header: dict[str, Any]
-    rows: list[str]  # lines of JSON, as they are
+    rows: list[Row]
 
 
 def _read(path: Path) -> _Shard:
     try:
-        first, *rows = path.read_text().splitlines()
-        header = json.loads(first)
+        header, *rows = map(json.loads, path.read_text().splitlines())
         if not all(name in header for name in ONLY_SHARDS):
             raise ValueError("its first line is not that of a shard")
     except ValueError as error:
@@ -59,9 +59,8 @@ def _read(path: Path) -> _Shard:
 
 def _check_same(ours: _Shard, theirs: _Shard) -> None:
     """Whether two shards are of one evaluation; only the device may be another."""
-    for name, value in ours.header.items():
-        if name not in ("shard", "device") and theirs.header.get(name) != value:
-            raise UserError(
-                f"{theirs.path} is of another evaluation than {ours.path}: {name} {theirs.header.get(name)} and not "
-                f"{value}; remove what is left of the other one"
-            )
+    if different := results.difference(theirs.header, ours.header, ("device", "shard")):
+        raise UserError(
+            f"{theirs.path} is of another evaluation than {ours.path}: {different}; remove what is left of the other "
+            "one"
+        )

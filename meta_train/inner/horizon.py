@@ -34,8 +34,8 @@ class Horizon:
             raise UserError(
                 f"episodes need 1 <= shortest <= longest inner steps, got {self.shortest} and {self.longest}"
             )
-        if self.longest > 2**30:
-            raise UserError(f"longest must be at most 2^30 inner steps, got {self.longest}")
+        if self.longest > 2**29:
+            raise UserError(f"longest must be at most 2^29 inner steps, got {self.longest}")
         if self.distribution not in DISTRIBUTIONS:
             raise unknown("distribution of horizons", self.distribution, DISTRIBUTIONS)
         if self.growth < 0:

@@ -143,7 +143,17 @@ def make_cpu_devices(num_samples: int, num_devices: int | None = None) -> None:
       num_samples: number of samples that will be sharded over the devices.
       num_devices: number of devices; by default the largest number, up to the number of cores,
         that divides ``num_samples``.
+
+    Raises:
+      UserError: if the samples cannot be sharded evenly over ``num_devices``.
     """
+    if num_devices is not None and num_devices < 1:
+        raise UserError(f"--devices must be at least 1, got {num_devices}")
+    if num_devices is not None and num_samples % num_devices:
+        raise UserError(
+            f"the samples (num_samples, of a strategy population) must be a multiple of the {num_devices} devices, got "
+            f"{num_samples}"
+        )
     if num_devices is None:
         num_devices = max(n for n in range(1, _num_cores() + 1) if num_samples % n == 0)
     jax.config.update("jax_num_cpu_devices", num_devices)

@@ -51,4 +51,4 @@ def label(name: str) -> str:
 def about(name: str) -> str:
     """The docstring of a recipe that comes with metaopt: purpose, cost, expected result."""
     path = Path(__path__[0]) / f"{name.replace('-', '_')}.py"
-    return ast.get_docstring(ast.parse(path.read_text())) or ""
+    return ast.get_docstring(ast.parse(path.read_bytes())) or ""

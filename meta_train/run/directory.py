@@ -12,19 +12,24 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from meta_train import settings
 from meta_train.recipe import Recipe
-from meta_train.recipes import EXPORT
-from meta_train.run import mirrors
-from metaopt import checkpoint, families, references
+from meta_train.run import mirrors, origins, preempt
+from meta_train.run.origins import COPY
+from metaopt import checkpoint, references
 from metaopt.errors import UserError
 
-CONFIG, COPY, TASKS, METRICS = "config.json", "recipe.py", "tasks.json", "metrics.jsonl"
+CONFIG, TASKS, METRICS = "config.json", "tasks.json", "metrics.jsonl"
 START = "start"  # the checkpoint that it began from
+STATE = "state"  # the saved outer steps
 UNFINISHED = CONFIG + ".tmp"
+# What a run may have before it has measured anything.
+OF_A_START = {CONFIG, UNFINISHED, COPY, TASKS, METRICS, STATE, START, f"{START}.tmp"}
+OF_A_START |= {mirrors.FILE, preempt.OWNER, preempt.MARKER}
 ENTRIES = ("recipe", "kind", "family", "source", "search")  # of config.json
 REFERENCES = ("family", "tasks", "estimator")  # settings that may be references
 
@@ -39,10 +44,13 @@ def is_run(name: str | Path) -> bool:
 
 def check_empty(run_dir: Path) -> None:
     """Raises UserError unless a run can begin in ``run_dir``."""
+    check_name(run_dir)
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run directory {run_dir} is a file: choose another")
     found = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-    if UNFINISHED in found:  # written first: what a start that was killed has left
+    if CONFIG in found and _has_nothing(run_dir):
+        found -= OF_A_START
+    elif UNFINISHED in found:  # written first: what a start that was killed has left
         found -= {UNFINISHED, COPY, TASKS}
     if found:
         remedy = "continue it with --resume" if (run_dir / CONFIG).exists() else "choose another"
@@ -62,11 +70,13 @@ def make(recipe: Recipe, kind: str, run_dir: Path, source: str | None = None, mi
     Raises:
       UserError: if it cannot be written.
     """
-    config = {"recipe": settings.to_json(recipe), "kind": kind, "family": family_label(recipe, source)}
-    config |= _origins(recipe, source)
+    config = {"recipe": settings.to_json(recipe), "kind": kind, "family": origins.family_label(recipe, source)}
+    config |= origins.of(recipe, source)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / UNFINISHED).write_text(json.dumps(config, indent=2) + "\n")
+        for name in (COPY, START, mirrors.FILE):  # of an earlier start, with another recipe
+            _remove(run_dir / name)
         if source:
             shutil.copyfile(references.file_of(source), run_dir / COPY)
         traits = [task.traits() for task in recipe.build_tasks()]
@@ -76,6 +86,19 @@ def make(recipe: Recipe, kind: str, run_dir: Path, source: str | None = None, mi
             mirrors.choose(run_dir, mirror)
     except OSError as error:
         raise UserError(f"cannot write to run directory {run_dir}: {error.strerror}") from error
+
+
+def _has_nothing(run_dir: Path) -> bool:
+    """Whether a run stopped before it had measured anything, e.g. while it was compiled, and nobody is at it."""
+    has_rows = (run_dir / METRICS).exists() and (run_dir / METRICS).stat().st_size
+    has_states = (run_dir / STATE).exists() and any((run_dir / STATE).iterdir())
+    return not has_rows and not has_states and not preempt.is_taken(run_dir)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def keep_start(recipe: Recipe, run_dir: Path) -> None:
@@ -130,10 +153,10 @@ def read_recipe(run_dir: Path, given: Recipe | None = None) -> Recipe:
     """
     config = read_config(run_dir)
     for setting in REFERENCES:
-        _check_found(run_dir, setting, _named(config["recipe"], setting), config["search"])
+        origins.check_found(run_dir, setting, origins.named(config["recipe"], setting), config["search"])
     if not settings.has_objects(config["recipe"]):
         return settings.from_json(config["recipe"])
-    objects = given or _recipe_of(run_dir, config)
+    objects = given or origins.recipe_of(run_dir, config)
     return settings.from_json(config["recipe"], objects)
 
 
@@ -146,7 +169,7 @@ def relocate(run_dir: Path, pairs: list[str]) -> None:
     config = read_config(run_dir)
     for pair in pairs:
         name, _, text = pair.partition("=")
-        old = _named(config["recipe"], name) if name in REFERENCES else None
+        old = origins.named(config["recipe"], name) if name in REFERENCES else None
         if not references.is_reference(old) or not references.is_reference(text):
             raise UserError(
                 f"{pair} cannot change: a run keeps its recipe, only the place of {', '.join(REFERENCES)} can be "
@@ -169,92 +192,34 @@ def read_traits(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``; none where nothing was run."""
-    path = run_dir / METRICS
-    return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
+    """The rows of ``metrics.jsonl``; none where nothing was run.
+
+    A row that is unfinished, and all behind it, are left out: they will be computed again.
+    """
+    path, rows = run_dir / METRICS, []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def check_name(run_dir: Path) -> None:
+    """Raises UserError for a name that Orbax cannot have, because Python could not decode it."""
+    try:
+        str(run_dir.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the name of run directory {run_dir} has letters that Python cannot read with the encoding "
+            f"{sys.getfilesystemencoding()}: set PYTHONUTF8=1, or choose another folder"
+        ) from error
 
 
 def check_writable(run_dir: Path) -> None:
+    check_name(run_dir)
     if not os.access(run_dir, os.W_OK):
         raise UserError(f"cannot write to run directory {run_dir}: permission denied")
-
-
-def family_label(recipe: Recipe, source: str | None) -> str:
-    """What a checkpoint of the run will say of its family: a name, or what a user can give as family=."""
-    name = recipe.family.name
-    if not name:
-        return checkpoint.read_manifest(recipe.family.start)["family"]
-    if families.is_ours(name):
-        return name
-    if isinstance(name, str):
-        return _without_folder(name)
-    if source:
-        module = references.resolve(references.split(source)[0])
-        for attribute, value in vars(module).items():
-            if value is name:
-                return _without_folder(f"{references.split(source)[0]}:{attribute}")
-    return f"<{families.label(name)}>"
-
-
-def _without_folder(reference: str) -> str:
-    """A checkpoint goes to other machines: of a path it keeps the name of the file."""
-    return reference.rpartition("/")[2]
-
-
-def _origins(recipe: Recipe, source: str | None) -> dict[str, Any]:
-    """Where foreign names came from: the recipe's own file, and the folders of all references."""
-    named = [recipe.family.name, recipe.tasks, recipe.estimator.name, source]
-    folders = [str(references.folder_of(name)) for name in named if references.is_reference(name)]
-    return {"source": references.absolute(source) if source else None, "search": [*dict.fromkeys(folders)]}
-
-
-def _recipe_of(run_dir: Path, config: dict[str, Any]) -> Recipe:
-    """The recipe that its file exports, for its objects."""
-    source = config["source"]
-    if source is None:
-        raise UserError(
-            f"{run_dir} was begun in Python with objects that have no name: go on there, with "
-            f"meta_train.resume({str(run_dir)!r}, recipe)"
-        )
-    place, name = references.split(source)
-    copy = run_dir / COPY
-    try:
-        # The original itself as long as it is the same: files beside it are where it expects them.
-        if _is_unchanged(source, copy, config["search"]):
-            return references.resolve(source, EXPORT, config["search"])
-        return references.attribute(references.load_file(copy, config["search"]), name or EXPORT, place)
-    except UserError as error:
-        raise UserError(
-            f"{error}; {copy} is the copy of {source} that this run goes by: what it imports lay in "
-            f"{', '.join(config['search'])}, put it back there or add its folder to PYTHONPATH"
-        ) from error
-
-
-def _is_unchanged(source: str, copy: Path, search: list[str]) -> bool:
-    """Whether the recipe's own file is still there, and what it was when the run began."""
-    place, _ = references.split(source)
-    try:
-        if not place.endswith(".py"):
-            references.resolve(place, search=search)
-        return references.file_of(source).read_bytes() == copy.read_bytes()
-    except (UserError, OSError):
-        return False
-
-
-def _check_found(run_dir: Path, setting: str, name: Any, search: list[str]) -> None:
-    if not references.is_reference(name):
-        return
-    try:
-        references.resolve(name, search=search)
-    except UserError as error:
-        raise UserError(
-            f"{run_dir} has {setting}={name} ({error}): put it back, or give its new place with metaopt train --resume "
-            f"{run_dir} {setting}=path/to/file.py:name"
-        ) from error
-
-
-def _named(values: dict[str, Any], setting: str) -> Any:
-    return values["tasks"] if setting == "tasks" else values[setting]["name"]
 
 
 def _write_config(run_dir: Path, config: dict[str, Any]) -> None:

@@ -1,9 +1,8 @@
-"""Metrics of a run: ``metrics.jsonl`` with its mirrors, and progress on the terminal."""
+"""Metrics of a run: ``metrics.jsonl`` with its mirrors."""
 
 import itertools
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -75,27 +74,3 @@ def _number(value: Any) -> float | None:
     """Six digits; None if the value is not finite."""
     value = float(value)
     return float(f"{value:.6g}") if np.isfinite(value) else None
-
-
-class Progress:
-    """A progress bar if the output is a terminal, else a line every ``every`` seconds."""
-
-    def __init__(self, total: int, start: int, every: float = 30.0):
-        self._total, self._start, self._every = total, start, every
-        self._began = self._printed = time.monotonic()
-        self._bar = sys.stdout.isatty()
-
-    def update(self, step: int, meta_loss: float, inner_steps_per_second: float) -> None:
-        """Shows the progress after outer step ``step``."""
-        now = time.monotonic()
-        if not self._bar and now - self._printed < self._every and step < self._total:
-            return
-        self._printed = now
-        left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
-        filled = 24 * step // self._total
-        text = (
-            f"[{'#' * filled}{'.' * (24 - filled)}] {step}/{self._total}  meta-loss {meta_loss:.4f}  "
-            f"{inner_steps_per_second:,.0f} inner steps/s  {left / 60:.1f} min left"
-        )
-        end = "\n" if not self._bar or step >= self._total else "\r"
-        print(text, end=end, flush=True)

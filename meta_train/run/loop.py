@@ -1,5 +1,6 @@
 """The training loop of a run: dispatch outer steps, log, checkpoint, stop before the time limit."""
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from meta_train.parallel import processes
 from meta_train.program import Compiled
-from meta_train.run import preempt
-from meta_train.run.log import Log, Progress
+from meta_train.run import preempt, progress
+from meta_train.run.log import Log
 from meta_train.run.preempt import Reason
 from meta_train.run.state import StateStore, restore, set_damaged_aside
 from metaopt.core import Theta
@@ -50,17 +52,17 @@ def run(
         the job, if no saved state is intact, or if another process has taken the run directory.
     """
     total, dispatch, save = schedule
-    with preempt.signals() as received:
-        watch = preempt.Watch(run_dir, received, min(save, total) / dispatch)
+    with preempt.signals() as received, preempt.Watch(run_dir, received, min(save, total) / dispatch) as watch:
         saved = processes.on_first(set_damaged_aside, run_dir)
         state, store = compiled.init(), StateStore(run_dir)
         if saved is not None:
             state = restore(run_dir, saved, state)
         step = saved or 0
-        # Compiled before the first dispatch, whose duration predicts that of the next.
-        run_dispatch = compiled.dispatch.lower(state).compile()
         writer = _RunWriter(run_dir, total, step)
         try:
+            # Compiled before the first dispatch, whose duration predicts that of the next.
+            run_dispatch = compiled.dispatch.lower(state).compile()
+            writer.open()
             reason = watch.agree()
             while step < total and not reason:
                 began = time.monotonic()
@@ -80,7 +82,7 @@ def run(
                     watch.saved(time.monotonic() - began)
             watch.leave(Reason.NONE if step == total else reason)  # before closing, which may take long
             if step < total:
-                writer.print_line(f"stopped at outer step {step}; continue with: metaopt train --resume {run_dir}")
+                writer.end_with(f"stopped at outer step {step}; continue with: metaopt train --resume {run_dir}")
         finally:
             writer.close()
             store.close()
@@ -120,8 +122,14 @@ class _RunWriter:
     """Process 0 writes metrics and prints; its errors are raised on every process."""
 
     def __init__(self, run_dir: Path, total: int, step: int):
-        self._run_dir, self._log, self._progress = run_dir, None, Progress(total, step)
-        processes.on_first(self._open, step)
+        self._run_dir, self._step = run_dir, step
+        self._log: Log | None = None
+        self._progress: progress.Bar | progress.Lines | None = None
+        processes.on_first(self._begin, total)
+
+    def open(self) -> None:
+        """Begins to write, once the run is compiled."""
+        processes.on_first(self._open)
 
     def write(self, first_step: int, metrics: dict[str, np.ndarray], seconds: float) -> None:
         """Writes the metrics of a dispatch, see ``Log.write``, and shows the progress."""
@@ -129,19 +137,31 @@ class _RunWriter:
 
     def print_line(self, text: str) -> None:
         if self._log:
-            print(text, flush=True)
+            tqdm.write(text)
+            sys.stdout.flush()
+
+    def end_with(self, text: str) -> None:
+        """Prints a line below the progress, which is over."""
+        if self._progress:
+            self._progress.close()
+        self.print_line(text)
 
     def close(self) -> None:
+        if self._progress:
+            self._progress.close()
         if self._log:
             self._log.close()
 
-    def _open(self, step: int) -> None:
-        self._log = Log(self._run_dir, step)
-        if step:
-            self.print_line(f"resumed {self._run_dir} at outer step {step}")
+    def _begin(self, total: int) -> None:
+        self._progress = progress.begin(total, self._step)
+
+    def _open(self) -> None:
+        self._log = Log(self._run_dir, self._step)
+        if self._step:
+            self.print_line(f"resumed {self._run_dir} at outer step {self._step}")
 
     def _write(self, first_step: int, metrics: dict[str, np.ndarray], seconds: float) -> None:
-        assert self._log
+        assert self._log and self._progress
         self._log.write(first_step, metrics, seconds)
         last = first_step + len(metrics["meta_loss"]) - 1
         self._progress.update(last, _meta_loss(metrics), float(np.sum(metrics["inner_steps"])) / seconds)

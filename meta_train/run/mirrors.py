@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from metaopt.errors import UserError
 
 Row = dict[str, Any]  # one line of metrics.jsonl
@@ -141,7 +143,7 @@ class Mirrors:
             yield
         except Exception as error:  # any exception, because metrics.jsonl has every row
             why = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(
+            tqdm.write(  # above a progress bar
                 f"warning: {name} failed and gets no metrics until the next --resume ({why}); metrics.jsonl continues"
             )
             if name in self._open:

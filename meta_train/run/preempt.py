@@ -18,6 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
+import jax
+
 from meta_train.parallel import processes
 from metaopt.errors import UserError
 
@@ -83,6 +85,14 @@ class Watch:
         self._turn = 0.0  # seconds from one agreement to the next but for saving: a dispatch, its metrics, the others
         self._agreed: float | None = None  # when the processes last agreed, later by what was saved since
         self._fastest = float("inf")  # shortest dispatch so far: a delayed one does not predict the next
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Releases the run directory after an error; of several processes another one may still be writing."""
+        if kind and jax.process_count() == 1:
+            _release(self._run_dir, self._mark)
 
     def agree(self) -> Reason:
         """Why all processes stop now, or NONE; all processes have to call this."""
@@ -190,6 +200,23 @@ def _take(run_dir: Path) -> str:
 def _release(run_dir: Path, mark: str) -> None:
     if _owner(run_dir) == mark:  # else another process took it while the last state was being saved
         (run_dir / OWNER).unlink()
+
+
+def is_taken(run_dir: Path) -> bool:
+    """Whether a process may be at work in a run directory: one of this machine that lives, or any of another."""
+    mark = _owner(run_dir)
+    if mark is None:
+        return False
+    host, _, pid, *_ = [*mark.split(), "", "", ""]
+    if host != socket.gethostname() or not pid.isdigit():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and is somebody else's
+        pass
+    return True
 
 
 def _owner(run_dir: Path) -> str | None:

@@ -18,6 +18,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from meta_train.outer import TrainState
 from meta_train.parallel import processes
+from meta_train.run import directory
 from metaopt.core import Theta
 from metaopt.errors import UserError
 
@@ -181,6 +182,7 @@ def find(run_dir: Path, step: int | None) -> int:
     Raises:
       UserError: if there is no such step, or its state is damaged.
     """
+    directory.check_name(run_dir)
     if step is None:
         found = newest(run_dir)
         if found is None:

@@ -23,6 +23,7 @@ from meta_train.run import directory
 from metaopt.core import Theta
 from metaopt.errors import UserError
 from metaopt.evaluation import statistics
+from metaopt.evaluation.compare import MOST
 from metaopt.evaluation.run import trainer
 from metaopt.optimizers import hand
 
@@ -46,6 +47,8 @@ def write(run_dirs: list[Path], out: Path, seeds: int = 20, tuning_seeds: int = 
       UserError: if a run does not learn rate and decay of ``hand``, the runs cannot be compared,
         or the folder cannot be written.
     """
+    if not 1 <= seeds <= MOST:
+        raise UserError(f"--seeds must be from 1 to {MOST:,}, got {seeds}")
     recipe = _common_recipe(run_dirs)
     try:
         out.mkdir(parents=True, exist_ok=True)  # before minutes of computation
@@ -94,7 +97,7 @@ def study(recipe: Recipe, run_dirs: list[Path], seeds: int, tuning_seeds: int) -
     thetas[CONSTANT] = point(RATES[np.argmin(surface[DECAYS.index(0.0)])], 0.0)
     curves = measure(list(thetas.values()), 2, seeds)
 
-    spent = {path.name: sum(row["inner_steps"] for row in _metrics(path)) for path in run_dirs}
+    spent = {path.name: sum(row["inner_steps"] for row in directory.read_metrics(path)) for path in run_dirs}
     spent |= {GRID: surface.size * tuning_seeds * num_steps, CONSTANT: len(RATES) * tuning_seeds * num_steps}
     steps = np.arange(0, num_steps + 1, every)
     return {
@@ -195,14 +198,9 @@ def _comparable(recipe: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl of a run."""
-    return [json.loads(row) for row in (path / "metrics.jsonl").read_text().splitlines()]
-
-
 def _path(path: Path) -> list:
     """About a hundred points (rate, decay) in the course of meta-training."""
-    rows = _metrics(path)
+    rows = directory.read_metrics(path)
     rows = [*rows[:: max(1, len(rows) // 100)], rows[-1]]
     return _plain([(np.exp(row["theta/log_learning_rate"]), row["theta/decay"]) for row in rows])
 

@@ -16,6 +16,7 @@ from metaopt.evaluation.run import Curves, trainer
 from metaopt.families import Baseline
 
 Row = dict[str, Any]  # one line of RESULTS
+MOST = 10_000  # seeds or draws: their curves have to fit into memory
 RESULTS = "results.jsonl"  # file in the folder of an evaluation, with a header and then the rows
 
 
@@ -32,6 +33,10 @@ class Settings:
     def __post_init__(self) -> None:
         if min(dataclasses.asdict(self).values()) < 1:
             raise UserError(f"every number of an evaluation must be at least 1, got {self}")
+        for name, number in dataclasses.asdict(self).items():
+            most = 2**30 if name in ("num_steps", "every") else MOST
+            if number > most:
+                raise UserError(f"{name} of an evaluation must be at most {most:,}, got {number:,}")
         object.__setattr__(self, "every", min(self.every, self.num_steps))
         if self.num_steps % self.every:
             raise UserError(f"steps must be a multiple of {self.every}, got {self.num_steps}")
@@ -72,7 +77,9 @@ def learned(name: str, kind: str, bind: Callable[[int], Algorithm], manifest: di
     return Method(name, kind, lambda rate, num_steps: bind(num_steps), manifest=manifest or {})
 
 
-def measure(task: Task, method: Method, settings: Settings, draws: Iterable[int]) -> Iterator[Row]:
+def measure(
+    task: Task, method: Method, settings: Settings, draws: Iterable[int], known: Iterable[Row] = ()
+) -> Iterator[Row]:
     """Measures one method on problems of one task.
 
     The rate of a method is the one with the lowest median, over the tuning seeds, of the final
@@ -85,31 +92,45 @@ def measure(task: Task, method: Method, settings: Settings, draws: Iterable[int]
       method: baseline or learned algorithm.
       settings: sizes of the comparison.
       draws: indices of the problems.
+      known: rows that were measured before, of whole tunings and whole reports.
 
     Yields:
-      Rows with "phase" "tuning" (final losses of each rate) and "report" (curves).
+      Rows with "phase" "tuning" (final losses of each rate) and "report" (curves), but for the known ones.
     """
     tuning_keys = jax.random.split(jax.random.key(1), settings.tuning_seeds)
     report_keys = jax.random.split(jax.random.key(2), settings.seeds)
-    run = trainer(task, lambda rate: method.make(rate, settings.num_steps), settings.num_steps, settings.every)
+    run, rates, known = method_trainer(task, method, settings), method.rates, list(known)
+    single = rates[0]
     for draw in draws:
         problem_key = jax.random.fold_in(jax.random.key(3), draw)
         common = {"task": task.name, "draw": draw, "method": method.name}
-        rates = method.rates
-        rate = rates[0]
-        if len(rates) > 1:
+        here = [row for row in known if common.items() <= row.items()]
+        tuning: list[Row] = [row for row in here if row["phase"] == "tuning"]
+        if len(rates) > 1 and not tuning:
             curves = jax.device_get(run(jnp.array(rates), problem_key, tuning_keys))
-            yield from _tuning_rows(common, rates, curves)
-            final = np.where(np.isfinite(curves.valid[..., -1]), curves.valid[..., -1], np.inf)
-            rate = rates[int(np.argmin(statistics.median(final)))]
+            tuning = _tuning_rows(common, rates, curves)
+            yield from tuning
+        if len(tuning) < len(here):
+            continue  # it is reported already
+        rate = _best_rate(tuning) if tuning else single
         curves = jax.device_get(run(jnp.array([rate]), problem_key, report_keys))
         yield from _report_rows(common, rate, rates, curves)
 
 
-def _tuning_rows(common: Row, rates: tuple[float, ...], curves: Curves) -> Iterator[Row]:
-    for i, rate in enumerate(rates):
-        finals = [_rounded(x) for x in curves.valid[i, :, -1]]
-        yield {"phase": "tuning", **common, "rate": rate, "final_valid": finals}
+def method_trainer(task: Task, method: Method, settings: Settings) -> Any:
+    """The ``trainer`` of a method on a task."""
+    return trainer(task, lambda rate: method.make(rate, settings.num_steps), settings.num_steps, settings.every)
+
+
+def _best_rate(tuning: list[Row]) -> float:
+    """The rate with the lowest median of its final losses."""
+    final = [[np.inf if loss is None else loss for loss in row["final_valid"]] for row in tuning]
+    return tuning[int(np.argmin(statistics.median(np.array(final))))]["rate"]
+
+
+def _tuning_rows(common: Row, rates: tuple[float, ...], curves: Curves) -> list[Row]:
+    finals = [[_rounded(x) for x in curves.valid[i, :, -1]] for i in range(len(rates))]
+    return [{"phase": "tuning", **common, "rate": r, "final_valid": f} for r, f in zip(rates, finals, strict=True)]
 
 
 def _report_rows(common: Row, rate: float, rates: tuple[float, ...], curves: Curves) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """Algorithms on tasks, beside tuned baselines: what ``metaopt evaluate`` does, from Python."""
 
-import json
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +14,10 @@ from metaopt.checkpoint import Checkpoint
 from metaopt.checks import check_task, is_ours
 from metaopt.core import Algorithm, Task
 from metaopt.errors import UserError, unknown
-from metaopt.evaluation import compare, heldout
-from metaopt.evaluation.compare import RESULTS, Method, Row, Settings
+from metaopt.evaluation import compare, results
+from metaopt.evaluation.compare import Method, Row, Settings
+from metaopt.evaluation.header import header_of
+from metaopt.evaluation.results import Header
 from metaopt.families import Baseline
 
 
@@ -30,13 +32,21 @@ class Shard(NamedTuple):
 class Comparison:
     """Methods on tasks, made ready: who takes part, in which order, and what is known of each."""
 
-    def __init__(self, methods: Sequence[Method], tasks: Sequence[Task], settings: Settings, title: str):
-        """Raises UserError for a name that occurs twice, a method of the wrong kind, or what is wrong with a task."""
+    def __init__(self, methods: Sequence[Method], tasks: Sequence[Task], settings: Settings, about: dict[str, Any]):
+        """Raises UserError for a name that occurs twice, a method of the wrong kind, or what is wrong with a task.
+
+        ``about`` is what the header says besides.
+        """
         _check(methods, tasks, settings)
         self.settings = settings
         self._tasks = {task.name: task for task in tasks}
         self._methods = {method.name: method for method in methods}
-        self.header = _header(methods, tasks, settings, title)
+        self._about = about
+
+    @functools.cached_property
+    def header(self) -> Header:
+        """The first line of ``results.jsonl``: what is compared, so that the same evaluation is known again."""
+        return header_of(list(self._methods.values()), list(self._tasks.values()), self.settings, self._about)
 
     def shards(self, block: int) -> list[Shard]:
         """All the work in the order of ``results.jsonl``, ``block`` draws at a time."""
@@ -44,8 +54,10 @@ class Comparison:
         blocks = [draws[first : first + block] for first in draws[::block]]
         return [Shard(task, method, block) for task in self._tasks for method in self._methods for block in blocks]
 
-    def rows(self, shard: Shard) -> Iterator[Row]:
-        return compare.measure(self._tasks[shard.task], self._methods[shard.method], self.settings, shard.draws)
+    def rows(self, shard: Shard, *known: Row) -> Iterator[Row]:
+        """Measures a shard, but for the rows that are known."""
+        task, method = self._tasks[shard.task], self._methods[shard.method]
+        return compare.measure(task, method, self.settings, shard.draws, known)
 
 
 def evaluate(
@@ -75,7 +87,8 @@ def evaluate(
       seeds: reported runs of each method on each problem.
       tuning_seeds: runs behind the choice of a rate.
       draws: problems drawn from each task.
-      out: where given, a folder for ``results.jsonl`` and the report.
+      out: where given, a folder for ``results.jsonl`` and the report. What an interrupted evaluation of the
+        same has left there is not measured again.
 
     Returns:
       The rows of ``results.jsonl``: "phase" "tuning" or "report", "task", "draw", "method", "seed",
@@ -83,7 +96,7 @@ def evaluate(
 
     Raises:
       UserError: for a name that is unknown or occurs twice, a kind that does not solve a task, or a
-        folder that cannot be written.
+        folder that cannot be written or holds the results of another evaluation.
     """
     if isinstance(tasks, str):
         raise UserError(
@@ -100,7 +113,7 @@ def evaluate(
         raise UserError(f"two algorithms have the same name among {', '.join(map(str, algorithms))}: pass a mapping")
     learned = [learned_method(name, what, tasks) for name, what in named.items()]
     methods = [*baseline_methods(baselines, learned), *learned]
-    comparison = Comparison(methods, tasks, settings, title=", ".join(named))
+    comparison = Comparison(methods, tasks, settings, {"title": ", ".join(named)})
     rows = run(comparison, Path(out) if out is not None else None)
     if out is not None:
         from metaopt.evaluation import report  # draws with matplotlib, which takes its time to import
@@ -110,19 +123,21 @@ def evaluate(
 
 
 def run(comparison: Comparison, out: Path | None, say: Callable[[str], Any] | None = None) -> list[Row]:
-    """Computes all shards; writes ``results.jsonl`` as it goes where there is a folder."""
-    shards, rows = comparison.shards(comparison.settings.draws), []
+    """Computes all shards; where there is a folder, writes ``results.jsonl`` as it goes and begins where that ends."""
+    shards, known = comparison.shards(comparison.settings.draws), []
     if out is not None:
         make_writable(out)
-        (out / RESULTS).write_text(json.dumps(comparison.header) + "\n")
+        known = results.begin(out, comparison.header)
+    rows, reported = list(known), {(row["task"], row["method"], row["draw"]) for row in known if "seed" in row}
     for i, shard in enumerate(shards):
+        if all((shard.task, shard.method, draw) in reported for draw in shard.draws):
+            continue
         if say:
             say(f"[{i + 1}/{len(shards)}] {shard.method} on {shard.task}")
-        for row in comparison.rows(shard):
+        for row in comparison.rows(shard, *known):
             rows.append(row)
             if out is not None:
-                with (out / RESULTS).open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                results.append(out, row)
     return rows
 
 
@@ -157,7 +172,8 @@ def baseline_methods(chosen: Sequence[str] | Mapping[str, Baseline] | None, lear
 
 def label(name: str | Path) -> str:
     """How a checkpoint or a run is called in tables: the last part of its path."""
-    return os.path.basename(os.path.abspath(Path(name).expanduser()))
+    last = os.path.basename(os.path.abspath(Path(name).expanduser()))
+    return os.fsencode(last).decode(errors="replace")  # what Python could not decode no table can show
 
 
 def make_writable(folder: Path) -> None:
@@ -190,27 +206,3 @@ def _check(methods: Sequence[Method], tasks: Sequence[Task], settings: Settings)
                 return methods[0].make(rate, settings.num_steps)
 
             check_task(task, bind, jnp.float32(methods[0].rates[0]))
-
-
-def _header(methods: Sequence[Method], tasks: Sequence[Task], settings: Settings, title: str) -> dict[str, Any]:
-    """The first line of ``results.jsonl``."""
-    from metaopt import __version__
-
-    learned = {method.name: method.manifest for method in methods if method.manifest is not None}
-    return {
-        "title": title,
-        "learned": list(learned),
-        "reference": methods[0].name,
-        "num_steps": settings.num_steps,
-        "seeds": settings.seeds,
-        "tuning_seeds": settings.tuning_seeds,
-        "draws": settings.draws,
-        "rates": {method.name: method.rates for method in methods if method.manifest is None},
-        "novelty": {
-            name: {task.name: heldout.novelty(task.traits(), known.get("meta_trained_on")) for task in tasks}
-            for name, known in learned.items()
-        },
-        "weights_sha256": {name: known.get("sha256") for name, known in learned.items()},
-        "versions": {"metaopt": __version__, "jax": jax.__version__},
-        "device": jax.devices()[0].device_kind,
-    }

@@ -1,4 +1,7 @@
-"""The report of a comparison: report.html and a text table from results.jsonl."""
+"""The report of a comparison: report.html and a text table from results.jsonl.
+
+Of an evaluation that was interrupted it shows what is there, and says what is missing.
+"""
 
 import html
 import json
@@ -8,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from metaopt.errors import UserError
-from metaopt.evaluation import plots, statistics, summary
-from metaopt.evaluation.compare import RESULTS, Row
+from metaopt.evaluation import plots, results, statistics, summary
+from metaopt.evaluation.compare import Row
+from metaopt.evaluation.results import RESULTS, read
+
+__all__ = ["REPORT", "RESULTS", "read", "result", "text_table", "write"]
 
 REPORT = "report.html"
 
@@ -26,25 +32,12 @@ small { color: #666 } svg { max-width: 100%; height: auto }
 """
 
 
-def read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
-    """The header and the rows of ``results.jsonl``. Raises UserError if it is missing or damaged."""
-    path = folder / RESULTS
-    if not path.is_file():
-        raise UserError(f"{folder} holds no results: {RESULTS} is missing")
-    try:
-        header, *rows = [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    return header, rows
-
-
 def write(folder: Path) -> Path:
     """Draws ``report.html`` from ``results.jsonl`` and returns its path."""
-    header, rows = read(folder)
-    cells = summary.summarize(rows, header["reference"], header["num_steps"])
-    groups = summary.group(rows)
-    body = [f"<h1>{html.escape(header['title'])}</h1>", _claims(header, cells)]
-    body += [_table(header, cells), _failures(rows)]
+    header, rows, cells = _measured(folder)
+    groups = summary.group(results.finished(header, rows))
+    body = [f"<h1>{html.escape(header['title'])}</h1>", f"<p>{html.escape(_missing(header, rows))}</p>"]
+    body += [_claims(header, cells), _table(header, cells), _failures(rows)]
     for problem, methods in groups.items():
         body.append(f"<h2>{html.escape(_label(problem))}</h2>")
         body.append(plots.loss_curves(_label(problem), methods, header["num_steps"]))
@@ -52,7 +45,7 @@ def write(folder: Path) -> Path:
     page = "<!doctype html><html lang='en'><meta charset='utf-8'>"
     page += f"<title>{html.escape(header['title'])}</title><style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
     path = folder / REPORT
-    path.write_text(page)
+    path.write_text(page, encoding="utf-8", errors="surrogateescape")  # names of files may be in no encoding
     return path
 
 
@@ -62,9 +55,13 @@ def result(folder: Path, name: str) -> dict[str, Any]:
     Args:
       folder: folder of the evaluation.
       name: name of the checkpoint.
+
+    Raises:
+      UserError: if there are no results, they are damaged, or some are missing.
     """
-    header, rows = read(folder)
-    cells = summary.summarize(rows, header["reference"], header["num_steps"])
+    header, rows, cells = _measured(folder)
+    if lacking := _missing(header, rows):
+        raise UserError(f"{folder} has no complete result to record: {lacking}")
     settings = {name: header[name] for name in ("num_steps", "seeds", "tuning_seeds", "draws")}
     per_task = {
         _label(problem): {
@@ -78,16 +75,15 @@ def result(folder: Path, name: str) -> dict[str, Any]:
 
 def text_table(folder: Path) -> str:
     """The comparison as an aligned text table: final validation loss, and steps relative to the reference."""
-    header, rows = read(folder)
-    cells = summary.summarize(rows, header["reference"], header["num_steps"])
-    names = list(next(iter(cells.values())))
+    header, rows, cells = _measured(folder)
+    names = _methods(cells)
     lines = [["task", *[f"{n} valid" for n in names], *[f"{n} steps" for n in names], "failed", "new in"]]
     for problem, methods in cells.items():
         lines.append(
             [
                 _label(problem),
-                *[_number(methods[n].valid[0]) for n in names],
-                *[_steps(methods[n].ratios[1.0]) for n in names],
+                *[_number(methods[n].valid[0]) if n in methods else "-" for n in names],
+                *[_steps(methods[n].ratios[1.0]) if n in methods else "-" for n in names],
                 ",".join(f"{n} {c.diverged}" for n, c in methods.items() if c.diverged) or "-",
                 _novelty(header, problem[0]),
             ]
@@ -98,12 +94,32 @@ def text_table(folder: Path) -> str:
         f"valid: median final validation loss of {header['seeds']} fresh seeds. steps: steps to the final loss of "
         f"{header['reference']}, over the {header['num_steps']} it took; lower is faster, miss means not reached."
     )
-    return f"{table}\n{note}"
+    return "\n".join(filter(None, [table, _missing(header, rows), note]))
+
+
+def _measured(folder: Path) -> tuple[results.Header, list[Row], Cells]:
+    """The header, the rows, and what is known of each problem that the reference has finished."""
+    header, rows = read(folder)
+    finished = results.finished(header, rows)
+    return header, rows, summary.summarize(finished, header["reference"], header["num_steps"])
+
+
+def _missing(header: results.Header, rows: list[Row]) -> str:
+    """One line that says what is missing; "" if nothing is."""
+    lacking = results.missing(header, rows)
+    num_asked = len(header.get("tasks", ())) * len(header.get("methods", ()))
+    return f"not finished, {len(lacking)} of {num_asked} are missing: {', '.join(lacking)}" if lacking else ""
+
+
+def _methods(cells: Cells) -> list[str]:
+    return list(dict.fromkeys(name for methods in cells.values() for name in methods))
 
 
 def _claims(header: dict[str, Any], cells: Cells) -> str:
     paragraphs = []
     for name in header["learned"]:
+        if not any(name in methods for methods in cells.values()):
+            continue
         claims = summary.claims(cells, name, header["reference"])
         learned, reference = html.escape(name), html.escape(header["reference"])
         for fraction in summary.FRACTIONS:
@@ -123,16 +139,17 @@ def _claims(header: dict[str, Any], cells: Cells) -> str:
 
 
 def _table(header: dict[str, Any], cells: Cells) -> str:
-    names = list(next(iter(cells.values())))
+    names = _methods(cells)
     heads = "".join(f"<th>{html.escape(name)}</th>" for name in ["problem", "new in", *names])
     out = [f"<h2>Final validation loss, and steps to the reference's</h2><table><tr>{heads}</tr>"]
     for problem, methods in cells.items():
         novelty = html.escape(_novelty(header, problem[0]))
         goal = methods[header["reference"]].valid[0]
         row = ""
-        for name, cell in methods.items():
-            shade = "" if name == header["reference"] else "good" if cell.valid[0] <= goal else "bad"
-            row += f"<td class='{shade}'>{_cell(cell)}</td>"
+        for name in names:
+            cell = methods.get(name)
+            shade = "" if name == header["reference"] or not cell else "good" if cell.valid[0] <= goal else "bad"
+            row += f"<td class='{shade}'>{_cell(cell) if cell else '-'}</td>"
         out.append(f"<tr><td>{html.escape(_label(problem))}</td><td>{novelty}</td>{row}</tr>")
     out.append(
         "</table><p><small>Medians over fresh seeds with 95 % bootstrap intervals. Steps: to the final loss of the "

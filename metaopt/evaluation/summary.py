@@ -54,7 +54,7 @@ def group(rows: list[Row]) -> dict[Problem, dict[str, list[Row]]]:
 
 
 def summarize(rows: list[Row], reference: str, num_steps: int) -> dict[Problem, dict[str, Cell]]:
-    """The results of each method on each problem.
+    """The results of each method on each problem that the reference has been measured on.
 
     Args:
       rows: rows of results.jsonl.
@@ -63,6 +63,8 @@ def summarize(rows: list[Row], reference: str, num_steps: int) -> dict[Problem, 
     """
     cells: dict[Problem, dict[str, Cell]] = {}
     for problem, methods in group(rows).items():
+        if reference not in methods:
+            continue
         goals = statistics.median(curves(methods[reference], "valid"), axis=0)
         steps = np.linspace(0, num_steps, len(goals))
         for name, seeds in methods.items():
@@ -84,15 +86,16 @@ def summarize(rows: list[Row], reference: str, num_steps: int) -> dict[Problem, 
 
 
 def claims(cells: dict[Problem, dict[str, Cell]], name: str, reference: str) -> dict[str, Any]:
-    """The results of one method over all problems, as JSON values.
+    """The results of one method over all its problems, as JSON values.
 
     The bootstrap resamples problems, then seeds: the intervals are for problems like these.
 
     Args:
-      cells: results of all methods, see ``summarize``.
+      cells: results of all methods, see ``summarize``; the method has at least one.
       name: name of the method.
       reference: name of the method whose losses are the targets.
     """
+    cells = {problem: methods for problem, methods in cells.items() if name in methods}
     own_cells = [methods[name] for methods in cells.values()]
     result: dict[str, Any] = {"reference": reference, "num_problems": len(own_cells)}
     for fraction in FRACTIONS:

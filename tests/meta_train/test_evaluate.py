@@ -78,6 +78,35 @@ def test_merged_shards_are_the_whole(home, shards):
     assert sorted(path.name for path in (shards / "shards").iterdir()) == [f"{i}.jsonl" for i in range(4)]
 
 
+def test_a_shard_is_computed_once_and_not_replaced_by_that_of_another_evaluation(capsys, shards):
+    path = shards / "shards" / "1.jsonl"
+    before = path.read_bytes()
+    evaluate.evaluate_shard(REQUEST, shards, 1)
+    assert capsys.readouterr().out == "shard 1 of 0 to 3 is there already\n"
+    other = dataclasses.replace(REQUEST, settings=compare.Settings(num_steps=20, seeds=2, draws=3))
+    with pytest.raises(UserError, match="1.jsonl is of another evaluation than is asked for: num_steps 40 and not 20"):
+        evaluate.evaluate_shard(other, shards, 1)
+    assert path.read_bytes() == before
+    for damaged in (before[:-10], b"", b"[]", b"{}"):
+        path.write_bytes(damaged)
+        evaluate.evaluate_shard(REQUEST, shards, 1)
+        assert path.read_bytes() == before
+
+
+def test_merged_shards_do_not_replace_the_results_of_another_evaluation(home, shards):
+    header, *rows = (home / "whole" / "results.jsonl").read_text().splitlines()
+    text = "\n".join([json.dumps(json.loads(header) | {"seeds": 5}), *rows]) + "\n"
+    (shards / "results.jsonl").write_text(text)
+    with pytest.raises(UserError, match="another evaluation than is asked for: seeds 5 and not 2; choose another"):
+        merge(shards)
+    assert (shards / "results.jsonl").read_text() == text
+
+
+def test_a_run_that_has_gone_on_is_another_evaluation():
+    thetas = [{"a": jax.numpy.float32(x), "b": jax.numpy.zeros(2)} for x in (1.0, 2.0)]
+    assert len({evaluate._digest(theta) for theta in thetas}) == 2
+
+
 def test_missing_shards_are_named_with_the_command_that_makes_them(capsys, shards):
     for index in (1, 3):
         (shards / "shards" / f"{index}.jsonl").unlink()

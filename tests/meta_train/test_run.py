@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -117,6 +118,79 @@ def test_another_recipe_is_not_resumed(finished):
 def test_a_run_is_not_started_on_top_of_another(finished):
     with pytest.raises(UserError, match="not empty: continue it with --resume"):
         training.train(TINY, finished)
+
+
+def leave_a_start(folder, recipe, monkeypatch, error):
+    """What a run leaves that fails while it is compiled."""
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("meta_train.run.loop._RunWriter.open", fail)
+        with pytest.raises(type(error)):
+            training.train(recipe, folder)
+
+
+@pytest.mark.parametrize("error", [MemoryError("while compiling"), KeyboardInterrupt()])
+def test_a_folder_is_free_again_where_nothing_was_measured(tmp_path, monkeypatch, finished, capsys, error):
+    folder = tmp_path / "run"
+    other = settings.override(TINY, ["sigma=0.5"])
+    leave_a_start(folder, other, monkeypatch, error)
+    (folder / "mirrors.json").write_text('{"tensorboard": 0}')
+    (folder / "start").mkdir()  # of a checkpoint that the next run does not begin from
+    assert directory.read_recipe(folder) == other
+    training.train(TINY, folder)
+    assert "waiting" not in capsys.readouterr().out  # the run that failed has released its folder
+    assert directory.read_recipe(folder) == TINY and steps(folder) == [1, 2, 3, 4]
+    assert not (folder / "mirrors.json").exists() and not (folder / "start").exists()
+    assert_same_theta(folder, finished)
+
+
+def test_a_folder_is_not_free_where_a_row_was_written_or_somebody_is_at_work(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    leave_a_start(folder, TINY, monkeypatch, MemoryError())
+    host = socket.gethostname()
+    monkeypatch.setattr(preempt, "GRACE_PERIOD", 0.0)
+    for mark in (f"{host} pid {os.getpid()} 01234567\n", "another-host pid 1 01234567\n", "damaged"):
+        (folder / "owner").write_text(mark)
+        with pytest.raises(UserError, match="not empty: continue it with --resume"):
+            training.train(TINY, folder)
+    (folder / "owner").write_text(f"{host} pid {2**22 + 1} 01234567\n")  # of a process that was killed
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match="not empty: continue it with --resume"):
+        training.train(TINY, folder)
+    (folder / "config.json.tmp").touch()  # of new places that a kill left half written
+    with pytest.raises(UserError, match="not empty"):
+        training.train(TINY, folder)
+    (folder / "metrics.jsonl").write_text("")
+    (folder / "thesis.tex").touch()
+    with pytest.raises(UserError, match="not empty"):
+        training.train(TINY, folder)
+    (folder / "thesis.tex").unlink()
+    assert training.train(TINY, folder).finished
+
+
+def test_a_run_begins_with_what_it_is(tmp_path, capsys):
+    training.train(TINY, tmp_path / "run")
+    title, compiling, first, last = capsys.readouterr().out.splitlines()
+    assert title == f"hand on quadratics by es_single, 4 outer steps; 8 cpu devices; folder {tmp_path / 'run'}"
+    assert compiling == "compiling ..." and first.startswith("outer step 2 of 4") and last.startswith("outer step 4 of")
+
+
+def test_a_folder_whose_name_python_cannot_decode_is_named(tmp_path, finished):
+    name = os.fsdecode(b"\xff")
+    with pytest.raises(UserError, match="letters that Python cannot read with the encoding utf-8: set PYTHONUTF8=1"):
+        training.train(TINY, tmp_path / name)
+    shutil.copytree(finished, tmp_path / name)
+    for call in (training.resume, training.read_theta):
+        with pytest.raises(UserError, match="letters that Python cannot read"):
+            call(tmp_path / name)
+
+
+def test_a_last_row_that_is_unfinished_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n{"step"')
+    assert directory.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):

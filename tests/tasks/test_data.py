@@ -1,5 +1,7 @@
 """Data sets: where they come from, how they are split, what is said when one is missing."""
 
+import gzip
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,61 @@ def test_own_files_come_first(tmp_path, monkeypatch):
     found = data.load("digits")
     assert found.source == "METAOPT_DATA_DIR" and found.bounds[2:] == (15, 20)
     np.testing.assert_array_equal(found.images[15:], images[15:])
+
+
+GOOD = {"images": np.zeros((20, 2, 2), np.uint8), "labels": np.arange(20) % 10, "num_test": 5}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "it is no .npz file"),
+        (b"garbage", "it is no .npz file"),
+        (b"PK\x03\x04half of an archive", "it is no .npz file"),
+        (None, "Is a directory"),
+        ({"images": GOOD["images"]}, "num_test is not a file in the archive"),
+        (GOOD | {"images": np.zeros((20, 4))}, r"images should be \(num, side, side\) uint8, are \(20, 4\) float64"),
+        (GOOD | {"images": np.zeros((0, 2, 2), np.uint8)}, r"are \(0, 2, 2\) uint8"),
+        (GOOD | {"images": np.array(["a"], object)}, "Object arrays cannot be loaded"),
+        (GOOD | {"labels": np.arange(19)}, r"labels should be \(20,\) integers, are \(19,\) int64"),
+        (GOOD | {"labels": np.arange(20)}, "labels should be from 0 to 9, are from 0 to 19"),
+        (GOOD | {"labels": np.full(20, 0.5)}, r"are \(20,\) float64"),
+        (GOOD | {"num_test": 11}, "num_test should be from 0 to 10 less than the 20 images, is 11"),
+        (GOOD | {"num_test": -1}, "is -1"),
+        (GOOD | {"num_test": [1, 2]}, r"num_test should be an integer, is \(2,\) int64"),
+    ],
+)
+def test_a_damaged_file_is_named_and_not_replaced_by_another_source(tmp_path, monkeypatch, content, message):
+    path = tmp_path / "digits.npz"
+    if content is None:
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, **content)
+    monkeypatch.setenv("METAOPT_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=rf"'digits' cannot be read from .*digits.npz \(.*{message}.*\): replace that"):
+        data.load("digits")
+
+
+def test_other_damaged_sources_are_named_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("METAOPT_DATA_DIR", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="METAOPT_DATA_DIR=.*none is no folder"):
+        data.load("digits")
+    monkeypatch.delenv("METAOPT_DATA_DIR")
+    (tmp_path / "half.gz").write_bytes(gzip.compress(b"\0\0\x08\x03")[:-3])
+    damaged = data.Entry("Debian package", lambda: (data._idx(tmp_path / "half.gz"), np.zeros(0), 0), "")
+    monkeypatch.setitem(data.DATASETS, "fashion", damaged)
+    with pytest.raises(UserError, match="cannot be read from Debian package .*end-of-stream"):
+        data.load("fashion")
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "metaopt").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    answer = np.zeros((20, 2, 2), np.uint8), np.arange(20) % 10, 5
+    monkeypatch.setitem(data.DATASETS, "fashion", data.Entry("nowhere", lambda: None, "", lambda: answer))
+    assert data.load("fashion").source == "Hugging Face hub"
 
 
 def test_a_missing_set_says_what_to_install(monkeypatch):

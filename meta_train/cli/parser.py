@@ -50,17 +50,19 @@ def build_parser() -> argparse.ArgumentParser:
     importing.add_argument("--licence", help="licence of the weights")
     choice = importing.add_argument_group("what a file may not say").add_argument
     choice("--decays", help="small_fc whose file has no decays: mulo (btherien/mulo) or initial (ELO)")
-    choice("--step-multiplier", type=float, help="small_fc (muLO: 0.01)")
+    choice(
+        "--step-multiplier", type=float, help="small_fc: 0.01 for muLO, 0.001 for its baseline, AdafacMLPLOpt and ELO"
+    )
     choice("--variant", help="Celo2: celo2, base or elo")
-    choice("--learning-rate", type=float, help="Celo2 (default: 0.001)")
+    choice("--learning-rate", type=float, help="Celo2: the step size of your choice, 0.001 in meta-training")
     choice("--weight-decay", type=float, help="Celo2 (default: 0.1 for elo, else 0)")
     choice("--bugged-loss-features", choices=("true", "false"), help="VeLO: false for the released one")
     choice("--bugged-lstm-state", choices=("true", "false"), help="VeLO: false for the released one")
-    choice("--relative", choices=("true", "false"), help="VeLO: false for muVeLO (default: true)")
-    choice("--gin", type=Path, metavar="FILE", help="VeLO: its config.gin, in the place of both")
+    choice("--relative", choices=("true", "false"), help="VeLO: false for muVeLO, true for VeLO")
+    choice("--gin", type=Path, metavar="FILE", help="VeLO: its config.gin, in the place of these three")
     choice("--mlp", type=Path, metavar="FILE", help="VeLO from PyLO: VeLO_MLP, where FILE is VeLO_RNN")
-    choice("--num-minibatches", type=int, help="OPEN: minibatches of an epoch of the PPO it trains (default: 1)")
-    choice("--num-epochs", type=int, help="OPEN: epochs of an update of the PPO it trains (default: 1)")
+    choice("--num-minibatches", type=int, help="OPEN: minibatches in an epoch of the PPO that it will train")
+    choice("--num-epochs", type=int, help="OPEN: epochs in an update of that PPO")
     importing.set_defaults(run=run_import)
 
     recipes = commands.add_parser("recipes", help="list the recipes: names, purpose, cost")

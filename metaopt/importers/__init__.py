@@ -14,6 +14,7 @@ from metaopt.errors import UserError, unknown
 from metaopt.importers import celo, celo2, files, released, small_fc, velo
 from metaopt.importers import open as open_
 from metaopt.importers.imported import ImportedWeights
+from metaopt.importers.questions import Unanswered, command
 
 # The first source that recognizes a file converts it: celo2 would recognize files of celo and velo too.
 SOURCES = {"small_fc": small_fc, "celo": celo, "velo": velo, "celo2": celo2, "open": open_}
@@ -35,7 +36,7 @@ def read(path: str | Path, **options: Any) -> ImportedWeights:
       UserError: naming the file, and the entry that is missing, unknown or of the wrong
         shape, the import that is refused, or the option that must be given.
     """
-    return _convert(files.read(Path(path)), path, options)
+    return _convert(files.read(Path(path)), path, options, ["metaopt", "import", path, "--as", "NAME"])
 
 
 def import_file(path: str | Path, name: str | Path, licence: str | None = None, **options: Any) -> Path:
@@ -55,7 +56,8 @@ def import_file(path: str | Path, name: str | Path, licence: str | None = None, 
     if name in checkpoint.list_pretrained() or (Path(name) / checkpoint.MANIFEST).exists():
         raise UserError(f"there is a checkpoint {name} already: choose another name, or remove it first")
     file = files.read(Path(path))
-    weights = _convert(file, path, options)
+    words = ["metaopt", "import", path, "--as", name, *(["--licence", licence] if licence else [])]
+    weights = _convert(file, path, options, words)
     known = released.KNOWN.get(file.sha256, {"summary": f"imported from {Path(path).name}", "licence": "unknown"})
     about = known | ({"licence": licence} if licence else {})
     as_json = {option: str(value) if isinstance(value, Path) else value for option, value in options.items()}
@@ -63,7 +65,8 @@ def import_file(path: str | Path, name: str | Path, licence: str | None = None, 
     return checkpoint.save(name, weights.family, weights.config, weights.theta, **about, source=source)
 
 
-def _convert(file: files.File, path: str | Path, options: dict[str, Any]) -> ImportedWeights:
+def _convert(file: files.File, path: str | Path, options: dict[str, Any], words: list[Any]) -> ImportedWeights:
+    """Converts the entries of a file; ``words`` begin the command that a message gives as an example."""
     name = next((name for name, source in SOURCES.items() if source.recognizes(file.arrays)), None)
     if name is None:
         some = ", ".join(repr(entry[:80]) for entry in list(file.arrays)[:5])
@@ -73,5 +76,8 @@ def _convert(file: files.File, path: str | Path, options: dict[str, Any]) -> Imp
             if option not in OPTIONS[name]:
                 raise unknown("option", option, OPTIONS[name])
         return SOURCES[name].convert(file.arrays, **options)
+    except Unanswered as error:
+        example = command(words, options | error.example)
+        raise UserError(f"{path} ({name} weights): {error}; e.g. {example}") from error
     except UserError as error:
         raise UserError(f"{path} ({name} weights): {error}") from error

@@ -116,11 +116,13 @@ def test_mistakes_in_importing(capsys, tmp_path, arguments, message):
 def test_import(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("METAOPT_CHECKPOINTS", str(tmp_path))
     options = ["--licence", "MIT", "--bugged-loss-features", "true", "--bugged-lstm-state", "false"]
+    options += ["--relative", "true"]
     assert cli.main(["import", str(GOLDEN / "velo_hyper_v2_fixed.ckpt"), "--as", "velo", *options]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'velo'}\n"
     assert cli.main(["info", "velo"]) == 0
     manifest = json.loads(capsys.readouterr().out)
-    assert manifest["config"] == {"hidden": 16, "bank": 8, "bugged_loss_features": True, "bugged_lstm_state": False}
+    flags = {"bugged_loss_features": True, "bugged_lstm_state": False, "relative": True}
+    assert manifest["config"] == {"hidden": 16, "bank": 8, **flags}
     assert manifest["licence"] == "MIT" and manifest["source"]["file"] == "velo_hyper_v2_fixed.ckpt"
 
 

@@ -82,7 +82,8 @@ def _recipe_and_run(arguments) -> tuple[str, Path | None]:
 def run_export(arguments) -> None:
     from meta_train.run.export import export
 
-    print(export(arguments.dir, arguments.name, arguments.step, arguments.summary, arguments.licence))
+    about = arguments.step, arguments.summary, arguments.licence
+    print(export(arguments.dir, arguments.name, *about, overwrite=arguments.overwrite))
 
 
 def run_recipes(arguments) -> None:
@@ -98,7 +99,14 @@ def run_import(arguments) -> None:
     words, names = {"true": True, "false": False}, sum(importers.OPTIONS.values(), [])
     given = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     options = {name: words.get(value, value) for name, value in given.items()}
-    print(importers.import_file(arguments.file, arguments.name, arguments.licence, **options))
+    about = arguments.name, arguments.licence, arguments.overwrite
+    print(importers.import_file(arguments.file, *about, **options))
+
+
+def run_seal(arguments) -> None:
+    from metaopt import checkpoint
+
+    print(checkpoint.seal(arguments.name))
 
 
 def run_list(arguments) -> None:

@@ -15,6 +15,7 @@ from meta_train.cli.commands import (
     run_recipes,
     run_report,
     run_schedule_study,
+    run_seal,
     run_submit_evaluate,
     run_submit_sweep,
     run_submit_train,
@@ -42,12 +43,14 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--summary", default="", help="one line for the list of checkpoints")
     export.add_argument("--licence", help="licence of the weights (default: that of the weights the run began from)")
     export.add_argument("--step", type=int, help="a saved outer step (default: the newest)")
+    export.add_argument("--overwrite", action="store_true", help="replace a checkpoint of this name")
     export.set_defaults(run=run_export)
 
     importing = commands.add_parser("import", help="turn weights that another project released into a checkpoint")
     importing.add_argument("file", type=Path, help="msgpack, pickle, safetensors, .pt or .npy; read, never run")
     importing.add_argument("--as", dest="name", required=True, help="name of the checkpoint, as for export")
     importing.add_argument("--licence", help="licence of the weights")
+    importing.add_argument("--overwrite", action="store_true", help="replace a checkpoint of this name")
     choice = importing.add_argument_group("what a file may not say").add_argument
     choice("--decays", help="small_fc whose file has no decays: mulo (btherien/mulo) or initial (ELO)")
     choice(
@@ -71,6 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="list the checkpoints on this machine")
     listing.add_argument("--markdown", action="store_true", help="as checkpoints/README.md")
     listing.set_defaults(run=run_list)
+
+    seal = commands.add_parser("seal", help="seal a manifest that you edited by hand, or that is of an older format")
+    seal.add_argument("name", help="checkpoint name or folder")
+    seal.set_defaults(run=run_seal)
 
     info = commands.add_parser("info", help="print what a checkpoint is")
     info.add_argument("name", help="checkpoint name or folder")

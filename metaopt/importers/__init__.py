@@ -39,13 +39,16 @@ def read(path: str | Path, **options: Any) -> ImportedWeights:
     return _convert(files.read(Path(path)), path, options, ["metaopt", "import", path, "--as", "NAME"])
 
 
-def import_file(path: str | Path, name: str | Path, licence: str | None = None, **options: Any) -> Path:
+def import_file(
+    path: str | Path, name: str | Path, licence: str | None = None, overwrite: bool = False, **options: Any
+) -> Path:
     """Converts released weights to a checkpoint that ``metaopt.load`` can load.
 
     Args:
       path, options: see ``read``.
       name: name or folder of the new checkpoint, see ``checkpoint.save``.
       licence: licence of the weights; None for the one in ``released.KNOWN``, else "unknown".
+      overwrite: whether a checkpoint of this name may be replaced.
 
     Returns:
       The folder of the checkpoint.
@@ -53,8 +56,8 @@ def import_file(path: str | Path, name: str | Path, licence: str | None = None, 
     Raises:
       UserError: if there is such a checkpoint already, or as ``read`` and ``checkpoint.save`` do.
     """
-    if name in checkpoint.list_pretrained() or (Path(name) / checkpoint.MANIFEST).exists():
-        raise UserError(f"there is a checkpoint {name} already: choose another name, or remove it first")
+    if name in checkpoint.list_pretrained() and not overwrite:  # a shipped one would be hidden by it
+        raise UserError(f"there is a checkpoint {name} already: choose another name, or pass overwrite (--overwrite)")
     file = files.read(Path(path))
     words = ["metaopt", "import", path, "--as", name, *(["--licence", licence] if licence else [])]
     weights = _convert(file, path, options, words)
@@ -62,7 +65,9 @@ def import_file(path: str | Path, name: str | Path, licence: str | None = None, 
     about = known | ({"licence": licence} if licence else {})
     as_json = {option: str(value) if isinstance(value, Path) else value for option, value in options.items()}
     source = {"file": Path(path).name, "sha256": file.sha256, "format": file.container, "options": as_json}
-    return checkpoint.save(name, weights.family, weights.config, weights.theta, **about, source=source)
+    return checkpoint.save(
+        name, weights.family, weights.config, weights.theta, overwrite=overwrite, **about, source=source
+    )
 
 
 def _convert(file: files.File, path: str | Path, options: dict[str, Any], words: list[Any]) -> ImportedWeights:

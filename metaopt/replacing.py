@@ -4,6 +4,7 @@ All are written beside their places. The first is then put in its place in one s
 moment the new ones count: whoever reads the first finds the others in their places or beside them.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -42,8 +43,9 @@ def _write(path: Path, data: bytes) -> None:
 
 def _wait_for_disk(folder: Path) -> None:
     """Returns when the disk has the names in a folder, so that no later renaming overtakes an earlier one."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError):  # file systems that cannot say
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -18,7 +18,7 @@ FLAGS = {"bugged_loss_features": "use_bugged_loss_features", "bugged_lstm_state"
 QUESTIONS = {
     ours: Question(f"HyperV2's {theirs}: false for the released VeLO, true for its oldest snapshots", False)
     for ours, theirs in FLAGS.items()
-} | {"relative": Question("true for VeLO, false for muVeLO", True)}
+} | {"relative": Question("true for VeLO, false for muVeLO; the option gin, its config.gin, says all of these", True)}
 # Defaults of HyperV2 that our velo has no setting for: a config.gin may not set another value.
 FIXED = {
     "ff_hidden_size": 4,

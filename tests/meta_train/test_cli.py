@@ -140,6 +140,10 @@ def test_train_export_evaluate_report(capsys, tmp_path, monkeypatch):
     changes = ["num_samples=8", "shortest=20", "longest=40", "outer_steps=20", "steps_per_dispatch=10", "save_every=10"]
     assert cli.main(["train", "quadratics", *changes]) == 0
     assert cli.main(["export", "runs/quadratics", "tuned"]) == 0
+    refused = fails(capsys, "export", "runs/quadratics", "tuned", "--step", 10)
+    assert f"there is a checkpoint {tmp_path / 'own' / 'tuned'} already: choose another name or" in refused
+    assert cli.main(["export", "runs/quadratics", "tuned", "--step", "10", "--overwrite"]) == 0
+    assert cli.main(["export", "runs/quadratics", "tuned", "--overwrite"]) == 0
     manifest = json.loads((tmp_path / "own" / "tuned" / "manifest.json").read_text())
     assert manifest["meta_trained_on"][0]["family"] == "quadratic"
     assert manifest["cost"]["outer_steps"] == 20 and manifest["cost"]["inner_steps"] == 20 * 2 * 8 * 10

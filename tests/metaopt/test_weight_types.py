@@ -141,7 +141,7 @@ def test_a_file_whose_entries_are_all_empty(tmp_path):
 
 
 def test_an_archive_of_several_arrays_says_what_it_is(tmp_path):
-    np.savez(tmp_path / "x.npz", np.zeros(3))
+    np.savez_compressed(tmp_path / "x.npz", np.zeros(3))
     with pytest.raises(UserError, match="an archive of numpy.savez, not of torch.save: save the array of weights with"):
         importers.read(tmp_path / "x.npz")
 

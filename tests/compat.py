@@ -41,19 +41,17 @@ class Counts(NamedTuple):
 
 def main() -> int:
     pythons = {minor: find_python(minor) for minor in supported_pythons()}
-    for minor in (minor for minor, python in pythons.items() if python is None):
-        print(
-            f"Python {minor} is skipped: no python{minor} with venv on PATH or in pyenv; install it and run this again"
-        )
-    found = {minor: python for minor, python in pythons.items() if python is not None}
+    found = {minor: python for minor, python in pythons.items() if python}
+    for minor in pythons.keys() - found.keys():
+        print(f"Python {minor} is skipped: no python{minor} that starts on PATH or in pyenv; install it, with venv")
     failures = [] if found else ["no supported Python was found"]
     print(ROW.format("Python", "versions", *VARIED, "x64", "passed", "failed", "seconds"), flush=True)
     for minor, age in spread(list(found)):
         environment = FOLDER / f"{minor}-{age.replace(' ', '-')}"
         versions, error = install(found[minor], environment, age)
         if error:
-            print(ROW.format(minor, age, *versions, "-", "-", "-", "-"), flush=True)
-            failures.append(f"{minor}, {age}: cannot be installed: {error}")
+            print(ROW.format(minor, age, *versions, *["-"] * 4), flush=True)
+            failures.append(f"{minor}, {age}: {error}")
             continue
         for x64 in (False, True):
             start = time.perf_counter()
@@ -89,8 +87,8 @@ def spread(pythons: list[str]) -> list[tuple[str, str]]:
 
 
 def pick(versions: list[str], bound: Requirement, age: str) -> str:
-    """The version of an age within a bound; one that is alone is of every age."""
-    allowed = [str(version) for version in sorted(map(Version, bound.specifier.filter(versions)))]
+    """The version of an age within a bound; one that is alone is of every age, and "none" is not there."""
+    allowed = [str(version) for version in sorted(map(Version, bound.specifier.filter(versions)))] or ["none"]
     return allowed[AGES[age]] if len(allowed) > 1 else allowed[0]
 
 
@@ -98,12 +96,15 @@ def install(python: Path, environment: Path, age: str) -> tuple[list[str], str]:
     """Makes an environment, unless there is one with the same packages.
 
     Returns:
-      The versions of VARIED, and what is wrong where pip finds no way to install them with the rest.
+      The versions of VARIED, and what is wrong where they cannot be installed together with the rest.
     """
     if not (environment / "bin" / "python").exists():
         subprocess.run([python, "-m", "venv", environment], check=True)
     pip = [environment / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
     versions = [pick(ask_versions(pip, name), BOUNDS[name], age) for name in VARIED]
+    if "none" in versions:
+        bound = BOUNDS[VARIED[versions.index("none")]]
+        return versions, f"pip offers no {bound}: is its index reached?"
     tools = [tool for tool in PROJECT["optional-dependencies"]["dev"] if tool.startswith("pytest")]
     pins = [f"{name}=={version}" for name, version in zip(VARIED, versions, strict=True)]
     wanted, installed = "\n".join([*PROJECT["dependencies"], *tools, *pins]), environment / "requirements.txt"
@@ -111,14 +112,14 @@ def install(python: Path, environment: Path, age: str) -> tuple[list[str], str]:
         command = [*pip, "install", "--quiet", *wanted.splitlines()]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
-            return versions, " ".join(line for line in result.stderr.splitlines() if line.strip())
+            return versions, f"cannot be installed: {' '.join(result.stderr.split())}"
         installed.write_text(wanted)
     return versions, ""
 
 
 def ask_versions(pip: list, package: str) -> list[str]:
-    """All versions of a package that pip could install."""
-    printed = subprocess.run([*pip, "index", "versions", package], capture_output=True, text=True, check=True).stdout
+    """All versions of a package that pip could install; none if it cannot reach its index."""
+    printed = subprocess.run([*pip, "index", "versions", package], capture_output=True, text=True).stdout
     listed = re.search("Available versions: (.*)", printed)
     return listed[1].split(", ") if listed else []
 

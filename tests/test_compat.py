@@ -10,6 +10,7 @@ def test_a_version_is_picked_by_its_age_within_the_bound():
     picked = [compat.pick(versions, bound, age) for age in ("oldest", "second oldest", "second newest", "newest")]
     assert picked == ["0.10.2", "0.11.0", "0.11.2", "0.11.10"]
     assert {compat.pick(["0.2.8", "0.2.7"], Requirement("optax>=0.2.8"), age) for age in compat.AGES} == {"0.2.8"}
+    assert compat.pick([], bound, "newest") == compat.pick(["0.9.2"], bound, "oldest") == "none"
 
 
 def test_every_age_and_every_python_has_its_turn():

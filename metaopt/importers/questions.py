@@ -20,7 +20,9 @@ class Unanswered(UserError):
     def __init__(self, questions: dict[str, Question]):
         self.example = {option: question.example for option, question in questions.items()}
         asked = "; the option ".join(f"{option}, {question.meaning}" for option, question in questions.items())
-        super().__init__(f"it does not say everything, and a wrong choice makes another optimizer: pass the option {asked}")
+        super().__init__(
+            f"it does not say everything, and a wrong choice makes another optimizer: pass the option {asked}"
+        )
 
 
 def require(given: dict[str, Any], questions: dict[str, Question]) -> None:

@@ -26,8 +26,11 @@ def dump(arrays: dict[str, np.ndarray]) -> bytes:
     for name, array in arrays.items():
         if array.dtype.name not in DTYPES.values():
             raise UserError(f"{name!r} is of type {array.dtype}, which safetensors cannot hold: use float32")
-    # safetensors writes memory as it lies, and a transposed array lies in another order.
-    return safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+    try:
+        # safetensors writes memory as it lies, and a transposed array lies in another order.
+        return safetensors.numpy.save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+    except safetensors.SafetensorError as error:  # older versions have fewer types
+        raise UserError(f"safetensors cannot hold these arrays: {error}; use float32") from error
 
 
 def load(data: bytes) -> dict[str, np.ndarray]:

@@ -42,7 +42,7 @@ class Counts(NamedTuple):
 def main() -> int:
     pythons = {minor: find_python(minor) for minor in supported_pythons()}
     found = {minor: python for minor, python in pythons.items() if python}
-    for minor in pythons.keys() - found.keys():
+    for minor in sorted(pythons.keys() - found.keys()):
         print(f"Python {minor} is skipped: no python{minor} that starts on PATH or in pyenv; install it, with venv")
     failures = [] if found else ["no supported Python was found"]
     print(ROW.format("Python", "versions", *VARIED, "x64", "passed", "failed", "seconds"), flush=True)

@@ -15,7 +15,7 @@ from metaopt.errors import UserError
 from metaopt.importers import files
 from tests.metaopt.foreign_files import sample, torch_zip
 
-WRONG = ["float64", "int8", "int32", "int64", "uint16", "bool", "float8_e4m3fn", "float8_e5m2", "complex64"]
+WRONG = ["float64", "int8", "int32", "int64", "uint16", "bool", "float8_e4m3fn", "float8_e5m2"]
 OPTIONS = {"step_multiplier": 0.01}
 OPEN_OPTIONS = {"num_minibatches": 8, "num_epochs": 4}
 
@@ -146,7 +146,7 @@ def test_an_archive_of_several_arrays_says_what_it_is(tmp_path):
         importers.read(tmp_path / "x.npz")
 
 
-@pytest.mark.parametrize("dtype", ["float32", *WRONG, "bfloat16", "float16", "float8_e8m0fnu"])
+@pytest.mark.parametrize("dtype", ["float32", *WRONG, "bfloat16", "float16"])
 def test_tensors_of_every_type_come_back_bit_for_bit(dtype):
     arrays = {"b": np.arange(6).reshape(2, 3).astype(jnp.dtype(dtype)), "a": np.ones((0, 4), jnp.dtype(dtype))}
     arrays["c"] = np.asfortranarray(arrays["b"])

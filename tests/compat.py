@@ -129,7 +129,7 @@ def run_tests(environment: Path, x64: bool) -> Counts:
     name = "x64-on" if x64 else "x64-off"
     report, log = environment / f"{name}.xml", environment / f"{name}.txt"
     report.unlink(missing_ok=True)
-    settings = {"JAX_ENABLE_X64": str(int(x64)), "JAX_COMPILATION_CACHE_DIR": str(environment / "jax")}
+    settings = {"JAX_ENABLE_X64": str(int(x64))}
     command = [environment / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
     with log.open("w") as output:
         subprocess.run([*command, *TESTS], cwd=ROOT, env=os.environ | settings, stdout=output, stderr=output)

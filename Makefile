@@ -3,6 +3,7 @@
 # make lint    ruff and pyright
 # make bench   throughput of meta-training and cost of an update
 # make bench-scale    outer steps per second on 1 and 2 processes and devices, and what a model says of 512
+# make compat  the contract tests with the oldest and newest jax, flax and optax, on every Python that is found
 # make cluster-test   the batch scripts on a real SLURM, on this machine, five minutes
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,7 +15,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
 # Two processes: most of the time is compiling, which takes one core.
 PYTEST ?= -n 2 --dist loadfile
 
-.PHONY: demo test lint bench bench-scale wheel cluster-test
+.PHONY: demo test lint bench bench-scale wheel compat cluster-test
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
@@ -28,6 +29,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q $(PYTEST)
+
+# Environments of its own, some GB in .cache/compat.
+compat: $(STAMP)
+	$(BIN)/python -m tests.compat
 
 # A cluster for these tests alone, stopped whatever happens.
 cluster-test: export SLURM_LOCAL_DIR := $(shell mktemp -u /tmp/metaopt-slurm-XXXXXX)

@@ -1,29 +1,25 @@
 """Pretrained weights on disk: a folder with manifest.json and weights.safetensors.
 
 The manifest says what the weights are, what they were meta-trained on and what was measured; its
-sha256 pins the weights. Nothing is ever unpickled, and a checkpoint never makes code run: one of
-a family that metaopt does not have loads only with ``family=`` given by its user.
+sha256 pins the weights, its seal the rest. Nothing is ever unpickled, and a checkpoint never makes
+code run: one of a family that metaopt does not have loads only with ``family=`` given by its user.
 """
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
-from metaopt import families
+from metaopt import families, manifests, replacing, tensors
 from metaopt.core import Algorithm, Learned, Theta
 from metaopt.errors import UserError, unknown
+from metaopt.leaves import flatten, unflatten
 
-FORMAT_VERSION = 2
-MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
-# Format 1 is older than kinds, and spelled a setting in another way.
-RENAMED_SINCE_FORMAT_1 = {"celo2": {"orthogonalise": "orthogonalize"}}
+MANIFEST, WEIGHTS = manifests.FILE, "weights.safetensors"
+WRITTEN_BY_SAVE = {"format_version", "name", "kind", "theta", "sha256", manifests.SEAL}
 
 
 class Checkpoint(NamedTuple):
@@ -75,7 +71,7 @@ def load(
 
 
 def read(name: str | Path, *, family: Any = None, **settings: Any) -> Checkpoint:
-    """Reads and verifies a checkpoint: format version, sha256, names, shapes, dtypes.
+    """Reads and verifies a checkpoint: seal, sha256, names, shapes, dtypes.
 
     Args:
       name, family, settings: as for ``load``.
@@ -83,8 +79,10 @@ def read(name: str | Path, *, family: Any = None, **settings: Any) -> Checkpoint
     Raises:
       UserError: naming what is wrong with it.
     """
-    folder = find(name)
-    manifest = read_manifest(folder)
+    return _build(name, read_manifest(name), family, settings)
+
+
+def _build(name: str | Path, manifest: dict[str, Any], family: Any, settings: dict[str, Any]) -> Checkpoint:
     if family is None and not families.is_ours(manifest["family"]):
         raise UserError(
             f"checkpoint {name} is of the family {manifest['family']!r}, which metaopt does not have and will not run "
@@ -97,50 +95,38 @@ def read(name: str | Path, *, family: Any = None, **settings: Any) -> Checkpoint
             f"checkpoint {name} is of kind {manifest['kind']}, the family that was given builds a {learned.kind}: give "
             f"its own family, {manifest['family']}"
         )
-    return Checkpoint(learned, unflatten(read_arrays(folder), _shapes(learned), folder), manifest)
+    folder = find(name)
+    return Checkpoint(learned, unflatten(_read_weights(folder, manifest["sha256"]), _shapes(learned), folder), manifest)
 
 
 def read_arrays(name: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint by path, their sha256 verified. Raises UserError if they are damaged."""
-    folder = find(name)
+    return _read_weights(find(name), read_manifest(name)["sha256"])
+
+
+def _read_weights(folder: Path, sha256: str) -> dict[str, np.ndarray]:
     path = folder / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{folder}: {WEIGHTS} is missing")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != read_manifest(folder)["sha256"]:
+    # A write that was cut short may have left the weights of the manifest beside their place, see ``write``.
+    found = [file.read_bytes() for file in (path, replacing.unfinished(path)) if file.is_file()]
+    if not found:
+        raise UserError(f"{folder}: {WEIGHTS} is missing; fetch it again")
+    data = next((data for data in found if hashlib.sha256(data).hexdigest() == sha256), None)
+    if data is None:
         raise UserError(f"{path} is damaged: its sha256 is not the one in {MANIFEST}; fetch it again")
     try:
-        return safetensors.numpy.load(data)
-    except Exception as error:
-        raise UserError(f"{path} is not a safetensors file: {error}") from error
+        return tensors.load(data)
+    except UserError as error:
+        raise UserError(f"{path} is not a file of metaopt: {error}") from error
 
 
 def read_manifest(name: str | Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, as of the newest format. Raises UserError if it is missing or unreadable."""
-    path = find(name) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path} is damaged: it should hold a JSON object")
-    version = manifest.get("format_version")
-    if version not in range(1, FORMAT_VERSION + 1):
-        raise UserError(
-            f"{path} has format version {version!r}, this metaopt reads 1 to {FORMAT_VERSION}: update metaopt"
-        )
-    if version == 1:
-        manifest |= {"format_version": FORMAT_VERSION, "kind": "optimizer"}
-    for field in ("kind", "family", "config", "sha256"):
-        if field not in manifest:
-            raise UserError(f"{path} is damaged: the field {field!r} is missing")
-    if version == 1:
-        renamed = RENAMED_SINCE_FORMAT_1.get(manifest["family"], {})
-        manifest["config"] = {renamed.get(name, name): value for name, value in manifest["config"].items()}
-    return manifest
+    """The manifest of a checkpoint, as of the newest format. Raises UserError if it is not what was sealed."""
+    return manifests.read(find(name))
 
 
-def save(name: str | Path, family: Any, config: dict[str, Any], theta: Theta, **about: Any) -> Path:
+def save(
+    name: str | Path, family: Any, config: dict[str, Any], theta: Theta, *, overwrite: bool = False, **about: Any
+) -> Path:
     """Writes a checkpoint that ``load`` reads back bit for bit.
 
     Args:
@@ -148,41 +134,56 @@ def save(name: str | Path, family: Any, config: dict[str, Any], theta: Theta, **
         ``checkpoints`` folder of the working directory; a path is taken as it is.
       family, config: as for ``families.build``.
       theta: meta-parameters, any tree of arrays.
+      overwrite: whether a checkpoint of this name may be replaced.
       about: further fields of the manifest, JSON values, e.g. ``meta_trained_on``.
 
     Returns:
       The folder.
 
     Raises:
-      UserError: if the folder exists and is no checkpoint, or theta is not finite or
-        not of this family.
+      UserError: if there is something of this name already, theta is not finite or not of this
+        family, or a field of ``about`` is no JSON.
     """
     arrays = flatten(theta)
     learned = families.build(family, **config)
     unflatten(arrays, _shapes(learned), folder_of(name))
+    for field in about:
+        if field in WRITTEN_BY_SAVE:
+            raise UserError(
+                f"the field {field!r} of a manifest is written by metaopt itself: choose another name for it"
+            )
     label = family if isinstance(family, str) else f"<{families.label(family)}>"
-    return write(name, learned.kind, label, config, arrays, **about)
+    return write(name, learned.kind, label, config, arrays, overwrite=overwrite, **about)
 
 
 def write(
-    name: str | Path, kind: str, family: str, config: dict[str, Any], arrays: dict[str, np.ndarray], **about: Any
+    name: str | Path,
+    kind: str,
+    family: str,
+    config: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    *,
+    overwrite: bool = False,
+    **about: Any,
 ) -> Path:
     """Writes a checkpoint of arrays by path, without looking at the code of their family; ``save`` does.
 
+    A crash at any moment leaves the checkpoint that was there, or none, or the new one, whole: what
+    counts is the manifest, which is replaced in one step, and weights are read from beside their
+    place while it pins those.
+
     Raises:
-      UserError: if the folder exists and is no checkpoint, or an array is not finite.
+      UserError: if there is something of this name already, or an array is not finite or of a type that
+        cannot be kept.
     """
     folder = folder_of(name)
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).exists())):
-        raise UserError(f"{folder} exists and is not a checkpoint: choose another name")
+    _check_free(folder, overwrite)
     for path, array in arrays.items():
         if not np.all(np.isfinite(array)):
             raise UserError(f"theta holds values that are not finite at {path!r}: nothing was written")
-    # safetensors writes memory as it lies, and a transposed array lies in another order.
-    arrays = {path: np.asarray(array, order="C") for path, array in arrays.items()}
-    data = safetensors.numpy.save(arrays)
+    data = tensors.dump(arrays)
     manifest = {
-        "format_version": FORMAT_VERSION,
+        "format_version": manifests.FORMAT_VERSION,
         "name": folder.name,
         "kind": kind,
         "family": family,
@@ -191,13 +192,44 @@ def write(
         "sha256": hashlib.sha256(data).hexdigest(),
         **about,
     }
+    _replace(folder, {MANIFEST: manifests.encode(manifest), WEIGHTS: data})
+    return folder
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """Raises UserError if there is something in this folder that may not be replaced."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / WEIGHTS).write_bytes(data)
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        entries = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
     except OSError as error:
         raise UserError(f"cannot write checkpoint {folder}: {error.strerror}") from error
-    return folder
+    if MANIFEST in entries and not overwrite:
+        raise UserError(
+            f"there is a checkpoint {folder} already: choose another name or, to replace it, pass overwrite=True "
+            f"(--overwrite on the command line)"
+        )
+    leftovers = {replacing.unfinished(folder / name).name for name in (WEIGHTS, MANIFEST)}
+    if MANIFEST not in entries and entries - leftovers:
+        raise UserError(f"{folder} exists and is not a checkpoint: choose another name")
+
+
+def _replace(folder: Path, files: dict[str, bytes]) -> None:
+    """Replaces files of a checkpoint; the manifest comes first and is what counts."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        left = replacing.unfinished(folder / WEIGHTS)
+        if WEIGHTS in files and left.is_file() and _pins(folder, left):
+            left.replace(folder / WEIGHTS)  # or the only copy of the weights that still count would be written over
+        replacing.replace(folder, files)
+    except OSError as error:
+        raise UserError(f"cannot write checkpoint {folder}: {error.strerror}") from error
+
+
+def _pins(folder: Path, weights: Path) -> bool:
+    """Whether there is a manifest that these weights belong to."""
+    try:
+        return manifests.read(folder)["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    except UserError:
+        return False
 
 
 def folder_of(name: str | Path) -> Path:
@@ -215,13 +247,31 @@ def is_path(name: str | Path) -> bool:
 
 
 def record(name: str | Path, **about: Any) -> None:
-    """Adds fields to the manifest of a checkpoint, e.g. what was measured; the weights stay."""
-    path = find(name) / MANIFEST
+    """Adds fields to the manifest of a checkpoint, e.g. what was measured, and seals it; the weights stay."""
     manifest = read_manifest(name)
     for field, value in about.items():
         old = manifest.get(field)
         manifest[field] = old | value if isinstance(old, dict) and isinstance(value, dict) else value
-    path.write_text(json.dumps(manifest, indent=2) + "\n")
+    _replace(find(name), {MANIFEST: manifests.encode(manifest)})
+
+
+def seal(name: str | Path) -> Path:
+    """Seals a manifest that was edited by hand, or that is of an older format and has no seal yet.
+
+    Returns:
+      The manifest's path.
+
+    Raises:
+      UserError: if it cannot be read, or no longer fits the weights.
+    """
+    folder = find(name)
+    manifest = manifests.read(folder, check_seal=False)
+    if families.is_ours(manifest["family"]):
+        _build(name, manifest, None, {})
+    else:
+        _read_weights(folder, manifest["sha256"])
+    _replace(folder, {MANIFEST: manifests.encode(manifest)})
+    return folder / MANIFEST
 
 
 def find(name: str | Path) -> Path:
@@ -231,47 +281,6 @@ def find(name: str | Path) -> Path:
         if (candidate / MANIFEST).is_file():
             return candidate
     raise unknown("checkpoint", str(name), list_pretrained())
-
-
-def flatten(theta: Theta) -> dict[str, np.ndarray]:
-    """The leaves of theta by their dotted path; of a single array, by "theta".
-
-    Raises:
-      UserError: if two leaves have the same path, e.g. {"a.b": x, "a": {"b": y}}.
-    """
-    arrays: dict[str, np.ndarray] = {}
-    for path, leaf in jax.tree.leaves_with_path(theta):
-        name = jax.tree_util.keystr(path, simple=True, separator=".") or "theta"
-        if name in arrays:
-            raise UserError(f"theta has two entries that are both called {name!r}: rename one of its keys")
-        arrays[name] = np.asarray(leaf)
-    return arrays
-
-
-def unflatten(arrays: dict[str, np.ndarray], expected: Theta, source: Path) -> Theta:
-    """Arrays by path in the structure of theta, every name, shape and dtype checked.
-
-    Args:
-      arrays: as ``flatten`` returns.
-      expected: theta, or its shapes.
-      source: where they were read, for messages.
-
-    Raises:
-      UserError: naming the first array that does not fit.
-    """
-    structure = jax.tree.structure(expected)
-    indices = flatten(structure.unflatten(range(structure.num_leaves)))
-    leaves = jax.tree.leaves(expected)
-    named = {path: leaves[int(i)] for path, i in indices.items()}
-    for path in [*named, *arrays]:
-        if path not in arrays:
-            raise UserError(f"{source}: the weights lack {path!r}")
-        if path not in named:
-            raise UserError(f"{source}: the weights hold {path!r}, which the family does not have")
-        ours, theirs = (named[path].shape, named[path].dtype), (arrays[path].shape, arrays[path].dtype)
-        if ours != theirs:
-            raise UserError(f"{source}: {path!r} should be {ours[1]}{list(ours[0])}, is {theirs[1]}{list(theirs[0])}")
-    return structure.unflatten([jnp.asarray(arrays[path]) for path in named])
 
 
 def _shapes(learned: Learned) -> Theta:

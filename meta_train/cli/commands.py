@@ -89,7 +89,8 @@ def _recipe_and_run(arguments) -> tuple[str, Path | None]:
 def run_export(arguments) -> None:
     from meta_train.run.export import export
 
-    print(export(arguments.dir, arguments.name, arguments.step, arguments.summary, arguments.licence))
+    about = arguments.step, arguments.summary, arguments.licence
+    print(export(arguments.dir, arguments.name, *about, overwrite=arguments.overwrite))
 
 
 def run_recipes(arguments) -> None:
@@ -110,7 +111,14 @@ def run_import(arguments) -> None:
         if isinstance(value, float | int) and value < lowest:
             raise UserError(f"--{name.replace('_', '-')} must be at least {lowest:g}, got {value}")
         check_range(f"--{name.replace('_', '-')}", value)
-    print(importers.import_file(arguments.file, arguments.name, arguments.licence, **options))
+    about = arguments.name, arguments.licence, arguments.overwrite
+    print(importers.import_file(arguments.file, *about, **options))
+
+
+def run_seal(arguments) -> None:
+    from metaopt import checkpoint
+
+    print(checkpoint.seal(arguments.name))
 
 
 def run_list(arguments) -> None:

@@ -16,6 +16,7 @@ from meta_train.cli.commands import (
     run_recipes,
     run_report,
     run_schedule_study,
+    run_seal,
     run_submit_evaluate,
     run_submit_sweep,
     run_submit_train,
@@ -52,25 +53,29 @@ def build_parser() -> Parser:
     export.add_argument("--summary", default="", help="one line for the list of checkpoints")
     export.add_argument("--licence", help="licence of the weights (default: that of the weights the run began from)")
     export.add_argument("--step", type=int, help="a saved outer step (default: the newest)")
+    export.add_argument("--overwrite", action="store_true", help="replace a checkpoint of this name")
     export.set_defaults(run=run_export)
 
     importing = commands.add_parser("import", help="turn weights that another project released into a checkpoint")
     importing.add_argument("file", type=Path, help="msgpack, pickle, safetensors, .pt or .npy; read, never run")
     importing.add_argument("--as", dest="name", required=True, help="name of the checkpoint, as for export")
     importing.add_argument("--licence", help="licence of the weights")
+    importing.add_argument("--overwrite", action="store_true", help="replace a checkpoint of this name")
     choice = importing.add_argument_group("what a file may not say").add_argument
     choice("--decays", help="small_fc whose file has no decays: mulo (btherien/mulo) or initial (ELO)")
-    choice("--step-multiplier", type=float, help="small_fc (muLO: 0.01)")
+    choice(
+        "--step-multiplier", type=float, help="small_fc: 0.01 for muLO, 0.001 for its baseline, AdafacMLPLOpt and ELO"
+    )
     choice("--variant", help="Celo2: celo2, base or elo")
-    choice("--learning-rate", type=float, help="Celo2 (default: 0.001)")
+    choice("--learning-rate", type=float, help="Celo2: the step size of your choice, 0.001 in meta-training")
     choice("--weight-decay", type=float, help="Celo2 (default: 0.1 for elo, else 0)")
     choice("--bugged-loss-features", choices=("true", "false"), help="VeLO: false for the released one")
     choice("--bugged-lstm-state", choices=("true", "false"), help="VeLO: false for the released one")
-    choice("--relative", choices=("true", "false"), help="VeLO: false for muVeLO (default: true)")
-    choice("--gin", type=Path, metavar="FILE", help="VeLO: its config.gin, in the place of both")
+    choice("--relative", choices=("true", "false"), help="VeLO: false for muVeLO, true for VeLO")
+    choice("--gin", type=Path, metavar="FILE", help="VeLO: its config.gin, in the place of these three")
     choice("--mlp", type=Path, metavar="FILE", help="VeLO from PyLO: VeLO_MLP, where FILE is VeLO_RNN")
-    choice("--num-minibatches", type=int, help="OPEN: minibatches of an epoch of the PPO it trains (default: 1)")
-    choice("--num-epochs", type=int, help="OPEN: epochs of an update of the PPO it trains (default: 1)")
+    choice("--num-minibatches", type=int, help="OPEN: minibatches in an epoch of the PPO that it will train")
+    choice("--num-epochs", type=int, help="OPEN: epochs in an update of that PPO")
     importing.set_defaults(run=run_import)
 
     recipes = commands.add_parser("recipes", help="list the recipes: names, purpose, cost")
@@ -79,6 +84,10 @@ def build_parser() -> Parser:
     listing = commands.add_parser("list", help="list the checkpoints on this machine")
     listing.add_argument("--markdown", action="store_true", help="as checkpoints/README.md")
     listing.set_defaults(run=run_list)
+
+    seal = commands.add_parser("seal", help="seal a manifest that you edited by hand, or that is of an older format")
+    seal.add_argument("name", help="checkpoint name or folder")
+    seal.set_defaults(run=run_seal)
 
     info = commands.add_parser("info", help="print what a checkpoint is")
     info.add_argument("name", help="checkpoint name or folder")

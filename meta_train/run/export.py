@@ -6,13 +6,18 @@ from typing import Any
 import jax
 
 from meta_train.run import directory, state
-from metaopt import checkpoint, families
+from metaopt import checkpoint, families, leaves
 
 HISTORY = ("sha256", "recipe", "cost", "started_from", "source", "licence")  # kept of the checkpoint a run began from
 
 
 def export(
-    run_dir: str | Path, name: str | Path, step: int | None = None, summary: str = "", licence: str | None = None
+    run_dir: str | Path,
+    name: str | Path,
+    step: int | None = None,
+    summary: str = "",
+    licence: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Writes the meta-parameters of a run as a checkpoint and returns its folder.
 
@@ -26,16 +31,18 @@ def export(
       summary: one line for the list of checkpoints.
       licence: licence of the weights; not given, that of the weights the run began from, else none is
         claimed.
+      overwrite: whether a checkpoint of this name may be replaced.
 
     Raises:
-      UserError: if there is no run, no saved state, or theta is not finite.
+      UserError: if there is no run, no saved state, theta is not finite, or there is something of this
+        name already.
     """
     run_dir = Path(run_dir)
     run_config = directory.read_config(run_dir)
     recipe, family = run_config["recipe"], run_config["family"]
     step = state.find(run_dir, step)
     rows = [row for row in directory.read_metrics(run_dir) if row["step"] <= step]
-    arrays = checkpoint.flatten(state.read_theta(run_dir, step))
+    arrays = leaves.flatten(state.read_theta(run_dir, step))
     before: dict[str, Any] = {}
     if recipe["family"]["start"]:
         before = checkpoint.read_manifest(run_dir / directory.START)
@@ -51,9 +58,10 @@ def export(
         about["started_from"] = {key: before[key] for key in HISTORY if key in before}
     config = before.get("config") or recipe["family"]["settings"]
     if not families.is_ours(family):
-        return checkpoint.write(name, run_config["kind"], family, config, arrays, **about)
+        return checkpoint.write(name, run_config["kind"], family, config, arrays, overwrite=overwrite, **about)
     expected = jax.eval_shape(families.build(family, **config).init, jax.random.key(0))
-    return checkpoint.save(name, family, config, checkpoint.unflatten(arrays, expected, run_dir), **about)
+    theta = leaves.unflatten(arrays, expected, run_dir)
+    return checkpoint.save(name, family, config, theta, overwrite=overwrite, **about)
 
 
 def _portable(value: Any) -> Any:

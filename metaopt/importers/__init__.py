@@ -14,6 +14,7 @@ from metaopt.errors import UserError, unknown
 from metaopt.importers import celo, celo2, files, released, small_fc, velo
 from metaopt.importers import open as open_
 from metaopt.importers.imported import ImportedWeights
+from metaopt.importers.questions import Unanswered, command
 
 # The first source that recognizes a file converts it: celo2 would recognize files of celo and velo too.
 SOURCES = {"small_fc": small_fc, "celo": celo, "velo": velo, "celo2": celo2, "open": open_}
@@ -35,16 +36,19 @@ def read(path: str | Path, **options: Any) -> ImportedWeights:
       UserError: naming the file, and the entry that is missing, unknown or of the wrong
         shape, the import that is refused, or the option that must be given.
     """
-    return _convert(files.read(Path(path)), path, options)
+    return _convert(files.read(Path(path)), path, options, ["metaopt", "import", path, "--as", "NAME"])
 
 
-def import_file(path: str | Path, name: str | Path, licence: str | None = None, **options: Any) -> Path:
+def import_file(
+    path: str | Path, name: str | Path, licence: str | None = None, overwrite: bool = False, **options: Any
+) -> Path:
     """Converts released weights to a checkpoint that ``metaopt.load`` can load.
 
     Args:
       path, options: see ``read``.
       name: name or folder of the new checkpoint, see ``checkpoint.save``.
       licence: licence of the weights; None for the one in ``released.KNOWN``, else "unknown".
+      overwrite: whether a checkpoint of this name may be replaced.
 
     Returns:
       The folder of the checkpoint.
@@ -52,18 +56,22 @@ def import_file(path: str | Path, name: str | Path, licence: str | None = None, 
     Raises:
       UserError: if there is such a checkpoint already, or as ``read`` and ``checkpoint.save`` do.
     """
-    if name in checkpoint.list_pretrained() or (Path(name) / checkpoint.MANIFEST).exists():
-        raise UserError(f"there is a checkpoint {name} already: choose another name, or remove it first")
+    if name in checkpoint.list_pretrained() and not overwrite:  # a shipped one would be hidden by it
+        raise UserError(f"there is a checkpoint {name} already: choose another name, or pass overwrite (--overwrite)")
     file = files.read(Path(path))
-    weights = _convert(file, path, options)
+    words = ["metaopt", "import", path, "--as", name, *(["--licence", licence] if licence else [])]
+    weights = _convert(file, path, options, words)
     known = released.KNOWN.get(file.sha256, {"summary": f"imported from {Path(path).name}", "licence": "unknown"})
     about = known | ({"licence": licence} if licence else {})
     as_json = {option: str(value) if isinstance(value, Path) else value for option, value in options.items()}
     source = {"file": Path(path).name, "sha256": file.sha256, "format": file.container, "options": as_json}
-    return checkpoint.save(name, weights.family, weights.config, weights.theta, **about, source=source)
+    return checkpoint.save(
+        name, weights.family, weights.config, weights.theta, overwrite=overwrite, **about, source=source
+    )
 
 
-def _convert(file: files.File, path: str | Path, options: dict[str, Any]) -> ImportedWeights:
+def _convert(file: files.File, path: str | Path, options: dict[str, Any], words: list[Any]) -> ImportedWeights:
+    """Converts the entries of a file; ``words`` begin the command that a message gives as an example."""
     name = next((name for name, source in SOURCES.items() if source.recognizes(file.arrays)), None)
     if name is None:
         some = ", ".join(repr(entry[:80]) for entry in list(file.arrays)[:5])
@@ -73,5 +81,8 @@ def _convert(file: files.File, path: str | Path, options: dict[str, Any]) -> Imp
             if option not in OPTIONS[name]:
                 raise unknown("option", option, OPTIONS[name])
         return SOURCES[name].convert(file.arrays, **options)
+    except Unanswered as error:
+        example = command(words, options | error.example)
+        raise UserError(f"{path} ({name} weights): {error}; e.g. {example}") from error
     except UserError as error:
         raise UserError(f"{path} ({name} weights): {error}") from error

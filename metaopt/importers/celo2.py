@@ -3,16 +3,21 @@
 Source: arXiv:2602.19142 and amoudgl/celo2; arXiv:2607.06772 and xiaol827/ELO.
 """
 
-from metaopt.errors import UserError, unknown
+from metaopt.errors import unknown
 from metaopt.importers import haiku
 from metaopt.importers.arrays import Arrays, check, size
 from metaopt.importers.imported import ImportedWeights
+from metaopt.importers.questions import Question, require
 
 # Settings of our family for each variant; the layout of their weights is the same.
 VARIANTS = {
     "celo2": {"orthogonalize": True, "vectors": "adamw"},
     "base": {"orthogonalize": False, "vectors": "learned"},
     "elo": {"orthogonalize": True, "vectors": "adamw", "weight_decay": 0.1},
+}
+QUESTIONS = {
+    "variant": Question(f"one of {', '.join(VARIANTS)}, whose files look the same", "celo2"),
+    "learning_rate": Question("the step size of your choice, 0.001 in meta-training", 1e-3),
 }
 # Haiku's name of each entry -> PyLO's.
 PYLO = {"b0": "b0", "w1": "dense_w.0", "b1": "dense_b.0", "w2": "dense_w.1", "b2": "dense_b.1"}
@@ -28,7 +33,7 @@ def convert(
     arrays: Arrays,
     *,
     variant: str | None = None,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     weight_decay: float | None = None,
 ) -> ImportedWeights:
     """Converts to theta of the family celo2.
@@ -42,7 +47,7 @@ def convert(
       weight_decay: None for the variant's own, 0.1 for "elo" and 0 for the others.
 
     Raises:
-      UserError: if ``variant`` is missing or unknown, or an entry does not fit.
+      UserError: if an option is missing, ``variant`` is unknown, or an entry does not fit.
     """
     if not any(path.startswith(haiku.NETWORK) for path in arrays):
         hidden = size(arrays, "b0", 0)
@@ -50,13 +55,9 @@ def convert(
         arrays = {haiku.NETWORK + ours: arrays[theirs] for ours, theirs in PYLO.items()}
     hidden = size(arrays, haiku.NETWORK + "b0", 0)
     check(arrays, haiku.network_shapes((), hidden))
-    if variant is None:
-        raise UserError(
-            "Celo2, Celo2-base and ELO-Celo2 have the same layout, and the file does not say which it is: pass the "
-            f"option variant, one of {', '.join(VARIANTS)}"
-        )
-    if variant not in VARIANTS:
+    if variant is not None and variant not in VARIANTS:
         raise unknown("variant of Celo2", str(variant), VARIANTS)
-    config = {"hidden": hidden, "learning_rate": learning_rate, **VARIANTS[variant]}
+    require({"variant": variant, "learning_rate": learning_rate}, QUESTIONS)
+    config = {"hidden": hidden, "learning_rate": learning_rate, **VARIANTS[str(variant)]}
     config |= {} if weight_decay is None else {"weight_decay": weight_decay}
     return ImportedWeights("celo2", config, {"network": haiku.network(arrays, 1)})

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from metaopt.errors import UserError
 from metaopt.importers import msgpack_file, numpy_file, pickle_file, safetensors_file, torch_file
-from metaopt.importers.arrays import Arrays
+from metaopt.importers.arrays import Arrays, widen
 
 # safetensors comes before pickle and msgpack: the length it starts with can look like their first
 # bytes, but not the other way round.
@@ -38,7 +38,7 @@ def read(path: Path) -> File:
     if container is None:
         raise UserError(f"{path} is none of the files read here: {', '.join(c.FORMAT for c in CONTAINERS)}")
     try:
-        arrays = container.read(data)
+        arrays = {path: widen(entry) for path, entry in container.read(data).items()}
     except UserError as error:
         raise UserError(f"{path} ({container.FORMAT}): {error}") from error
     except Exception as error:  # on damaged files, the libraries raise exceptions of any type

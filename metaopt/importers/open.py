@@ -13,10 +13,15 @@ import numpy as np
 from metaopt.errors import UserError
 from metaopt.importers.arrays import Arrays, check, size
 from metaopt.importers.imported import ImportedWeights
+from metaopt.importers.questions import Question, require
 
 NUM_INPUTS = 19
 SIZES = ((8, 16), (16, 32))  # units of the GRU and of the MLP: the published optimizer and the larger one
 GATES = "rzn"  # reset, update, new
+QUESTIONS = {
+    "num_minibatches": Question("minibatches in an epoch of the PPO that it will train", 8),
+    "num_epochs": Question("epochs in an update of that PPO", 4),
+}
 ENTRY = "array"  # the only entry of a file written by numpy.save, see ``numpy_file``
 
 
@@ -25,15 +30,16 @@ def recognizes(arrays: Arrays) -> bool:
     return set(arrays) == {ENTRY}
 
 
-def convert(arrays: Arrays, *, num_minibatches: int = 1, num_epochs: int = 1) -> ImportedWeights:
+def convert(arrays: Arrays, *, num_minibatches: int | None = None, num_epochs: int | None = None) -> ImportedWeights:
     """Converts to theta of the family open; the number of units follows from the length of the vector.
 
     Args:
       arrays: entries of the file.
-      num_minibatches, num_epochs: settings of the PPO that the optimizer will train.
+      num_minibatches, num_epochs: settings of the PPO that the optimizer will train: it reads where
+        in an update a step is.
 
     Raises:
-      UserError: if the vector has no known length.
+      UserError: if the vector has no known length, or an option is missing.
     """
     size(arrays, ENTRY, 0)
     vector = arrays[ENTRY]
@@ -41,11 +47,9 @@ def convert(arrays: Arrays, *, num_minibatches: int = 1, num_epochs: int = 1) ->
         shapes = _shapes(hidden, width)
         if vector.shape == (_total(shapes),):
             check(arrays, {ENTRY: vector.shape})
-            return ImportedWeights(
-                "open",
-                {"hidden": hidden, "width": width, "num_minibatches": num_minibatches, "num_epochs": num_epochs},
-                _theta(_split(vector, shapes)),
-            )
+            given = {"num_minibatches": num_minibatches, "num_epochs": num_epochs}
+            require(given, QUESTIONS)
+            return ImportedWeights("open", {"hidden": hidden, "width": width, **given}, _theta(_split(vector, shapes)))
     lengths = " or ".join(str(_total(_shapes(*sizes))) for sizes in SIZES)
     raise UserError(f"it holds an array of shape {list(vector.shape)}; OPEN is a vector of {lengths}")
 

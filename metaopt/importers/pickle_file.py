@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metaopt.errors import UserError
-from metaopt.importers.arrays import flatten, from_bytes
+from metaopt.importers.arrays import EXTENSIONS, flatten, from_bytes
 
 FORMAT = "pickle"
 MAX_INSTRUCTIONS = 1_000_000  # each may build an object
+ML_DTYPES = "ml_dtypes."  # the module that bfloat16 is pickled as a part of
 ONLY_ARRAYS = "weight files hold only dicts, tuples and arrays"
 
 
@@ -41,15 +42,16 @@ class Dtype:
 
     order = ""
 
-    def __init__(self, code: str, *_: Any):
-        self.code = _text(code)
+    def __init__(self, code: Any, *_: Any):
+        self.is_extension = isinstance(code, Name)
+        self.code = code.name.removeprefix(ML_DTYPES) if isinstance(code, Name) else _text(code)
 
     def build(self, state: Any) -> None:
         self.order = _text(state[1]).strip("|")
 
     @property
     def name(self) -> str:
-        return self.order + self.code
+        return self.code if self.is_extension else self.order + self.code
 
 
 class Array:
@@ -103,6 +105,7 @@ ARRAYS: Table = {
     "jax._src.array._reconstruct_array": _jax_array,
     "jax._src.device_array.reconstruct_device_array": _jax_array,  # before jax 0.4
     "collections.OrderedDict": OrderedDict,
+    **{ML_DTYPES + name: None for name in EXTENSIONS},
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}

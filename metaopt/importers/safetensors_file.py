@@ -1,7 +1,6 @@
 """safetensors: names, shapes and raw bytes."""
 
-import safetensors.numpy
-
+from metaopt import tensors
 from metaopt.importers.arrays import Arrays
 
 FORMAT = "safetensors"
@@ -14,4 +13,4 @@ def recognizes(data: bytes) -> bool:
 
 def read(data: bytes) -> Arrays:
     """The arrays by name, sorted."""
-    return dict(sorted(safetensors.numpy.load(data).items()))
+    return tensors.load(data)

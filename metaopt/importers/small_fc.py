@@ -9,6 +9,7 @@ import numpy as np
 from metaopt.errors import UserError, unknown
 from metaopt.importers.arrays import Arrays, check, size
 from metaopt.importers.imported import ImportedWeights
+from metaopt.importers.questions import Question, require
 
 NUM_INPUTS = 39
 DECAYS = {"momentum_decays": "momentum_decays", "rms_decays": "rms_decays", "adafactor_decays": "factored_decays"}
@@ -24,7 +25,9 @@ MULO = {
 }
 INITIAL = {name: (0.0,) * len(values) for name, values in MULO.items()}
 CHOICES = {"mulo": MULO, "initial": INITIAL}
-MULO_HIDDEN, MULO_STEP_MULTIPLIER, STEP_MULTIPLIER = 32, 1e-2, 1e-3
+MULO_STEP_MULTIPLIER = 1e-2
+DECAYS_QUESTION = Question('"mulo" for btherien/mulo or "initial" for ELO, which learns none', "mulo")
+STEP_QUESTION = Question("0.01 for muLO, 0.001 for its baseline and by default in AdafacMLPLOpt and ELO", 1e-3)
 
 
 def recognizes(arrays: Arrays) -> bool:
@@ -38,9 +41,8 @@ def convert(arrays: Arrays, *, decays: str | None = None, step_multiplier: float
     Args:
       arrays: entries of the file.
       decays: "mulo" or "initial", for files that do not hold the decays.
-      step_multiplier: setting that no file holds. None for muLO's 0.01 with ``decays="mulo"``, else
-        the 0.001 of AdafacMLPLOpt and ELO. It must be given for files with 32 units and decays,
-        which are the same for muLO (0.01) and the baseline it is compared with (0.001).
+      step_multiplier: what the learned step is multiplied by, which no file holds. None only with
+        ``decays="mulo"``, for muLO's 0.01.
 
     Raises:
       UserError: if an option must be given or left out, or an entry does not fit.
@@ -50,13 +52,12 @@ def convert(arrays: Arrays, *, decays: str | None = None, step_multiplier: float
     if own and decays is not None:
         raise UserError("it holds its own decays: leave the option decays out")
     hidden = network["b0"].shape[0]
-    if step_multiplier is None:
-        if own and hidden == MULO_HIDDEN:
-            raise UserError(
-                "it does not say by what the learned step is multiplied, and a wrong factor makes another optimizer: "
-                f"pass the option step_multiplier, {MULO_STEP_MULTIPLIER} for muLO, {STEP_MULTIPLIER} for its baseline"
-            )
-        step_multiplier = MULO_STEP_MULTIPLIER if decays == "mulo" else STEP_MULTIPLIER
+    if decays == "mulo" and step_multiplier is None:
+        step_multiplier = MULO_STEP_MULTIPLIER
+    questions = {} if own else {"decays": DECAYS_QUESTION}
+    if own or decays == "initial":
+        questions["step_multiplier"] = STEP_QUESTION
+    require({"decays": decays, "step_multiplier": step_multiplier}, questions)
     theta = {**(own or _chosen(decays)), "network": network}
     return ImportedWeights(
         "small_fc", {"hidden": hidden, "step_multiplier": step_multiplier, "exp_multiplier": 1e-3}, theta
@@ -85,11 +86,6 @@ def _from_pylo(arrays: Arrays) -> Arrays:
 
 
 def _chosen(decays: str | None) -> Arrays:
-    if decays is None:
-        raise UserError(
-            "it does not hold the decays that were trained with the weights, and wrong ones make another optimizer: "
-            'pass the option decays, "mulo" for btherien/mulo or "initial" for ELO, which learns none'
-        )
     if decays not in CHOICES:
         raise unknown("choice of decays", str(decays), CHOICES)
     return {name: np.array(values, np.float32) for name, values in CHOICES[decays].items()}

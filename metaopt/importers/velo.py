@@ -11,9 +11,14 @@ from metaopt.errors import UserError
 from metaopt.importers import files, gin_file, haiku, velo_pylo
 from metaopt.importers.arrays import Arrays, check, size
 from metaopt.importers.imported import ImportedWeights
+from metaopt.importers.questions import Question, require
 
 NUM_INPUTS = 30  # inputs of the LSTM for each tensor
 FLAGS = {"bugged_loss_features": "use_bugged_loss_features", "bugged_lstm_state": "use_bugged_next_lstm_state"}
+QUESTIONS = {
+    ours: Question(f"HyperV2's {theirs}: false for the released VeLO, true for its oldest snapshots", False)
+    for ours, theirs in FLAGS.items()
+} | {"relative": Question("true for VeLO, false for muVeLO; the option gin, its config.gin, says all of these", True)}
 # Defaults of HyperV2 that our velo has no setting for: a config.gin may not set another value.
 FIXED = {
     "ff_hidden_size": 4,
@@ -62,7 +67,7 @@ def convert(
       arrays: entries of the file.
       bugged_loss_features: whether it was meta-trained with HyperV2's use_bugged_loss_features.
       bugged_lstm_state: whether it was meta-trained with use_bugged_next_lstm_state.
-      relative: False for muVeLO, whose file looks the same; None for True.
+      relative: True for VeLO, False for muVeLO, whose file looks the same.
       gin: path of the config.gin that is released with a file, instead of these three.
       mlp: path of PyLO's VeLO_MLP, if the file is VeLO_RNN.
 
@@ -79,12 +84,7 @@ def convert(
         config |= _settings_from_gin(gin, {"lstm_hidden_size": hidden, "param_inits": bank})
     given = {"bugged_loss_features": bugged_loss_features, "bugged_lstm_state": bugged_lstm_state, "relative": relative}
     config |= {flag: value for flag, value in given.items() if value is not None}
-    for ours, theirs in FLAGS.items():
-        if ours not in config:
-            raise UserError(
-                f"it does not say whether VeLO was trained with {theirs}, and a wrong choice makes another optimizer: "
-                f"pass the option {ours} (false for the released VeLO, true for its oldest snapshots), or gin"
-            )
+    require(config, QUESTIONS)
     theta = {"bank": haiku.network(arrays, 2), **haiku.scheduler(arrays)}
     return ImportedWeights("velo", config, theta | {"controls": haiku.dense(arrays, "rnn_to_controls")})
 

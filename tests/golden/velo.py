@@ -23,4 +23,4 @@ def imported(data, variant: str) -> ImportedWeights:
     """The weights of a variant, converted like those of a released file."""
     prefix, bugged = f"{variant}/theta/", variant == "bugged"
     arrays = {name.removeprefix(prefix).replace("|", "/"): data[name] for name in data.files if prefix in name}
-    return velo.convert(arrays, bugged_loss_features=bugged, bugged_lstm_state=bugged)
+    return velo.convert(arrays, bugged_loss_features=bugged, bugged_lstm_state=bugged, relative=True)

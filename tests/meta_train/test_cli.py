@@ -164,11 +164,13 @@ def test_mistakes_in_importing(capsys, tmp_path, arguments, message):
 def test_import(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("METAOPT_CHECKPOINTS", str(tmp_path))
     options = ["--licence", "MIT", "--bugged-loss-features", "true", "--bugged-lstm-state", "false"]
+    options += ["--relative", "true"]
     assert cli.main(["import", str(GOLDEN / "velo_hyper_v2_fixed.ckpt"), "--as", "velo", *options]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'velo'}\n"
     assert cli.main(["info", "velo"]) == 0
     manifest = json.loads(capsys.readouterr().out)
-    assert manifest["config"] == {"hidden": 16, "bank": 8, "bugged_loss_features": True, "bugged_lstm_state": False}
+    flags = {"bugged_loss_features": True, "bugged_lstm_state": False, "relative": True}
+    assert manifest["config"] == {"hidden": 16, "bank": 8, **flags}
     assert manifest["licence"] == "MIT" and manifest["source"]["file"] == "velo_hyper_v2_fixed.ckpt"
 
 
@@ -186,6 +188,10 @@ def test_train_export_evaluate_report(capsys, tmp_path, monkeypatch):
     changes = ["num_samples=8", "shortest=20", "longest=40", "outer_steps=20", "steps_per_dispatch=10", "save_every=10"]
     assert cli.main(["train", "quadratics", *changes]) == 0
     assert cli.main(["export", "runs/quadratics", "tuned"]) == 0
+    refused = fails(capsys, "export", "runs/quadratics", "tuned", "--step", 10)
+    assert f"there is a checkpoint {tmp_path / 'own' / 'tuned'} already: choose another name or" in refused
+    assert cli.main(["export", "runs/quadratics", "tuned", "--step", "10", "--overwrite"]) == 0
+    assert cli.main(["export", "runs/quadratics", "tuned", "--overwrite"]) == 0
     manifest = json.loads((tmp_path / "own" / "tuned" / "manifest.json").read_text())
     assert manifest["meta_trained_on"][0]["family"] == "quadratic"
     assert manifest["cost"]["outer_steps"] == 20 and manifest["cost"]["inner_steps"] == 20 * 2 * 8 * 10

@@ -43,7 +43,7 @@ def here(home, monkeypatch):
 
 def save(rate):
     theta = families.build("hand", learning_rate=rate).init(jax.random.key(0))
-    checkpoint.save("mine", "hand", {"learning_rate": rate}, theta, meta_trained_on=[])
+    checkpoint.save("mine", "hand", {"learning_rate": rate}, theta, overwrite=True, meta_trained_on=[])
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from meta_train import recipes, settings, training, warm_start
 from meta_train.recipe import Family
 from meta_train.run import directory, export
-from metaopt import checkpoint, families
+from metaopt import checkpoint, families, manifests
 from metaopt.errors import UserError
 
 SETTINGS = {"hidden": 2, "schedule": True}
@@ -44,7 +44,7 @@ def test_only_the_chosen_entry_moves_and_the_export_is_whole(begun, tmp_path):
     path = folder / directory.START / checkpoint.MANIFEST
     first = json.loads(path.read_text())
     del first["meta_trained_on"]  # as in imported weights
-    path.write_text(json.dumps(first))
+    path.write_bytes(manifests.encode(first))
     assert "meta_trained_on" not in checkpoint.read(export.export(folder, "third")).manifest
 
 

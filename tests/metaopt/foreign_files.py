@@ -14,17 +14,20 @@ from tests import golden
 
 FOLDER = Path(golden.__file__).parent
 RELEASED = Path(os.environ.get("METAOPT_RELEASED", Path(__file__).parents[3] / "shared" / "released"))
-FLAGS = {"bugged_loss_features": False, "bugged_lstm_state": False}
+FLAGS = {"bugged_loss_features": False, "bugged_lstm_state": False, "relative": True}
 # Options needed to import each.
 SAMPLES = {
-    "mulo_theta_seeded.pickle": {},
-    "velo_adafac_h4.ckpt": {},
+    "mulo_theta_seeded.pickle": {"step_multiplier": 0.01},
+    "velo_adafac_h4.ckpt": {"step_multiplier": 0.001},
     "velo_hyper_v2_fixed.ckpt": FLAGS,
     "celo_theta_seeded.state": {},
-    "celo2_theta_seeded.state": {"variant": "celo2"},
+    "celo2_theta_seeded.state": {"variant": "celo2", "learning_rate": 0.001},
     "metamlp_seeded.safetensors": {"decays": "mulo"},
-    "celo2mlp_seeded.safetensors": {"variant": "elo"},
+    "celo2mlp_seeded.safetensors": {"variant": "elo", "learning_rate": 0.001},
 }
+# PyTorch's names of NumPy's types.
+STORAGES = {"float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "float64": "Double"}
+STORAGES |= {"int16": "Short", "uint8": "Byte", "bool": "Bool"}
 
 
 def sample(name: str) -> Path:
@@ -37,13 +40,15 @@ def torch_zip(arrays: dict[str, np.ndarray], monkeypatch, big_endian: bool = Fal
     torch is not needed: stand-ins with the names of its classes are enough for the pickler.
     """
     torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-    storage_type = type("FloatStorage", (), {"__module__": "torch"})
+    dtype = next(iter(arrays.values())).dtype
+    storage_name = f"{STORAGES[dtype.name]}Storage"
+    storage_type = type(storage_name, (), {"__module__": "torch"})
 
     def rebuild(*_):
         raise AssertionError("only named")
 
     rebuild.__module__, rebuild.__qualname__, rebuild.__name__ = "torch._utils", *["_rebuild_tensor_v2"] * 2
-    monkeypatch.setattr(torch, "FloatStorage", storage_type, raising=False)
+    monkeypatch.setattr(torch, storage_name, storage_type, raising=False)
     monkeypatch.setattr(utils, "_rebuild_tensor_v2", rebuild, raising=False)
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(sys.modules, "torch._utils", utils)
@@ -71,6 +76,6 @@ def torch_zip(arrays: dict[str, np.ndarray], monkeypatch, big_endian: bool = Fal
         archive.writestr("weights/data.pkl", text.getvalue())
         archive.writestr("weights/byteorder", "big" if big_endian else "little")
         for i, array in enumerate(arrays.values()):
-            kept = array.ravel(order="K").astype(">f4" if big_endian else "<f4")  # in the order of memory
-            archive.writestr(f"weights/data/{i}", kept.tobytes())
+            kept = array.ravel(order="K").view(f"u{dtype.itemsize}")  # in the order of memory
+            archive.writestr(f"weights/data/{i}", (kept.byteswap() if big_endian else kept).tobytes())
     return file.getvalue()

@@ -14,7 +14,7 @@ import safetensors.numpy
 from flax.training.train_state import TrainState
 
 import metaopt
-from metaopt import checkpoint, families
+from metaopt import checkpoint, families, manifests
 from metaopt.core import Learned
 from metaopt.errors import UserError
 
@@ -30,9 +30,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def edit(folder, **changes):
+    """Changes fields of a manifest, removes those that are None, and seals it without looking whether it fits."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
+    path.write_bytes(manifests.encode({k: v for k, v in manifest.items() if v is not None}))
 
 
 def test_what_is_saved_comes_back_bit_for_bit(folder):
@@ -99,7 +100,7 @@ def test_a_checkpoint_of_format_1_is_an_optimizer_with_the_names_of_today(tmp_pa
     folder = write_by_hand(tmp_path / "old", old, arrays)
     found = metaopt.read(folder)
     assert found.learned.kind == found.manifest["kind"] == "optimizer"
-    assert found.manifest["format_version"] == 2 and found.manifest["summary"] == "from before"
+    assert found.manifest["format_version"] == 3 and found.manifest["summary"] == "from before"
     settings = {"orthogonalize": False, "vectors": "learned", "learning_rate": 0.01}
     assert found.manifest["config"] == settings
     loaded, same, other = (
@@ -113,7 +114,7 @@ def test_a_checkpoint_of_format_1_is_an_optimizer_with_the_names_of_today(tmp_pa
     np.testing.assert_array_equal(loaded, same)
     assert np.abs(loaded - other).max() > 1e-4
     checkpoint.record(folder, results={"suite": {"seeds": 3}})  # written as of today, and still readable
-    assert json.loads((folder / "manifest.json").read_text())["format_version"] == 2
+    assert json.loads((folder / "manifest.json").read_text())["format_version"] == 3
     np.testing.assert_array_equal(first_update(metaopt.load(folder, num_steps=10)), same)
 
 
@@ -170,7 +171,7 @@ def test_what_is_saved_of_a_family_of_somebody_else(tmp_path):
     reference, theta = f"{path}:scaled", {"rate": np.float32(0.5)}
     by_name = checkpoint.save(tmp_path / "a" / "by_name", reference, {"scale": 4.0, "kind": "drift"}, theta)
     manifest = checkpoint.read_manifest(by_name)
-    assert (manifest["family"], manifest["kind"], manifest["format_version"]) == (reference, "drift", 2)
+    assert (manifest["family"], manifest["kind"], manifest["format_version"]) == (reference, "drift", 3)
     assert checkpoint.read(by_name, family=reference).learned.kind == "drift"
     by_object = checkpoint.save(tmp_path / "a" / "by_object", learned_of(theta), {}, theta)
     assert checkpoint.read_manifest(by_object)["family"] == "<Learned>"
@@ -249,15 +250,20 @@ def test_a_truncated_file_is_found(folder):
 def test_a_hostile_file_with_the_right_hash_is_one_error(folder, data):
     (folder / "weights.safetensors").write_bytes(data)
     edit(folder, sha256=hashlib.sha256(data).hexdigest())
-    with pytest.raises(UserError, match="not a safetensors file"):
+    with pytest.raises(
+        UserError, match="weights.safetensors is not a file of metaopt: it is damaged, or no safetensors file"
+    ):
         checkpoint.read("mine")
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"format_version": 99}, "format version 99, this metaopt reads 1"),
-        ({"sha256": None}, "field 'sha256' is missing"),
+        ({"format_version": 99}, "format version 99, this metaopt reads 1 to 3: update metaopt"),
+        ({"format_version": True}, "format version True, this metaopt reads"),
+        ({"sha256": None}, "manifest.json is damaged: the field 'sha256' is missing; fetch it again"),
+        ({"config": [4]}, "manifest.json is damaged: the field 'config' should be of type dict"),
+        ({"family": {"small_fc": 1}}, "the field 'family' should be of type str"),
         ({"family": "small_fd"}, "is of the family 'small_fd', which metaopt does not have"),
         ({"config": {"hiden": 4}}, "did you mean 'hidden'"),
         ({"config": {"hidden": "4"}}, "hidden takes int, got '4'"),
@@ -272,9 +278,9 @@ def test_a_manifest_that_lies_is_found(folder, changes, message):
         checkpoint.read("mine")
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", '{"format_version": 1'])
+@pytest.mark.parametrize("text", [b"", b"[1, 2]", b'{"format_version": 1', b"\xff\xfe", b"[" * 100_000, b"null"])
 def test_a_damaged_manifest_is_found(folder, text):
-    (folder / "manifest.json").write_text(text)
+    (folder / "manifest.json").write_bytes(text)
     with pytest.raises(UserError, match="manifest.json is damaged"):
         checkpoint.read("mine")
 

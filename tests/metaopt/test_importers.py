@@ -52,17 +52,18 @@ def entries(name: str) -> dict[str, np.ndarray]:
 
 
 def test_adafac_is_the_golden_optimizer(tmp_path):
-    found = importers.read(sample("velo_adafac_h4.ckpt"))
+    found = importers.read(sample("velo_adafac_h4.ckpt"), step_multiplier=1e-3)
     with np.load(sample("velo_adafac_mlp_lopt.npz")) as data:
         same(found.theta["factored_decays"], data["h4/theta/adafactor_decays"])
         same(found.theta["momentum_decays"], data["h4/theta/momentum_decays"])
         same(found.theta["network"], {n: data[f"h4/theta/nn|~|{n}"] for n in ("w0", "b0", "w1", "b1", "w2", "b2")})
-        folder = importers.import_file(sample("velo_adafac_h4.ckpt"), tmp_path / "adafac")
+        folder = importers.import_file(sample("velo_adafac_h4.ckpt"), tmp_path / "adafac", **ADAFAC)
         saved = checkpoint.read(folder)
         assert max(error for _, error in per_parameter.replay_scenarios(data, "h4", saved.learned, saved.theta)) <= 1
 
 
-MULO = {"step_multiplier": 0.01}
+MULO = SAMPLES["mulo_theta_seeded.pickle"]
+ADAFAC = SAMPLES["velo_adafac_h4.ckpt"]
 
 
 def test_mulo_has_its_own_decays_and_step():
@@ -87,7 +88,7 @@ def test_pickles_of_every_protocol(tmp_path, protocol, kind):
 def test_pylo_keeps_the_same_weights_transposed_and_the_decays_elsewhere():
     theirs = importers.read(sample("mulo_theta_seeded.pickle"), **MULO).theta["network"]
     mulo = importers.read(sample("metamlp_seeded.safetensors"), decays="mulo")
-    elo = importers.read(sample("metamlp_seeded.safetensors"), decays="initial")
+    elo = importers.read(sample("metamlp_seeded.safetensors"), decays="initial", step_multiplier=1e-3)
     same(mulo.theta["network"], theirs)
     same(elo.theta["network"], theirs)
     assert mulo.config["step_multiplier"] == 0.01 and elo.config["step_multiplier"] == 0.001
@@ -101,8 +102,8 @@ def test_pylo_keeps_the_same_weights_transposed_and_the_decays_elsewhere():
 
 def test_elo_of_jax_has_no_decays_either(tmp_path):
     path = haiku_file(tmp_path / "x", {p: a for p, a in entries("velo_adafac_h4.ckpt").items() if "decays" not in p})
-    found = importers.read(path, decays="initial")
-    same(found.theta["network"], importers.read(sample("velo_adafac_h4.ckpt")).theta["network"])
+    found = importers.read(path, decays="initial", step_multiplier=1e-3)
+    same(found.theta["network"], importers.read(sample("velo_adafac_h4.ckpt"), **ADAFAC).theta["network"])
     with pytest.raises(UserError, match="pass the option decays"):
         importers.read(path)
 
@@ -112,20 +113,20 @@ def test_first_layers_are_joined_by_number_not_by_name(tmp_path):
         path: np.full_like(array, int(path.rpartition("__")[2])) if "__" in path else array
         for path, array in entries("celo2_theta_seeded.state").items()
     }
-    found = importers.read(haiku_file(tmp_path / "x", arrays), variant="celo2")
+    found = importers.read(haiku_file(tmp_path / "x", arrays), variant="celo2", learning_rate=1e-3)
     widths = [1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3]
     np.testing.assert_array_equal(found.theta["network"]["w0"][:, 5], np.repeat(np.arange(14), widths))
 
 
 def test_celo2_of_jax_and_of_pylo_are_one():
-    ours = importers.read(sample("celo2_theta_seeded.state"), variant="base")
-    theirs = importers.read(sample("celo2mlp_seeded.safetensors"), variant="base")
+    ours = importers.read(sample("celo2_theta_seeded.state"), variant="base", learning_rate=1e-3)
+    theirs = importers.read(sample("celo2mlp_seeded.safetensors"), variant="base", learning_rate=1e-3)
     same(ours.theta, theirs.theta)
     raw = entries("celo2_theta_seeded.state")
     same(ours.theta["network"]["w2"], raw["ff_mod_stack/~/w2"][:, :1])  # the other outputs are dead
     common = {"hidden": 8, "learning_rate": 1e-3}
     assert ours.config == common | {"orthogonalize": False, "vectors": "learned"}
-    elo = importers.read(sample("celo2mlp_seeded.safetensors"), variant="elo")
+    elo = importers.read(sample("celo2mlp_seeded.safetensors"), variant="elo", learning_rate=1e-3)
     assert elo.config == common | {"orthogonalize": True, "vectors": "adamw", "weight_decay": 0.1}
     chosen = importers.read(sample("celo2_theta_seeded.state"), variant="elo", learning_rate=0.02, weight_decay=0.0)
     assert chosen.config == elo.config | {"learning_rate": 0.02, "weight_decay": 0.0}
@@ -165,7 +166,7 @@ run_train.lopt = @HyperV2()
 """
     path = tmp_path / "config.gin"
     read = lambda content: path.write_text(content) and importers.read(sample("velo_hyper_v2_fixed.ckpt"), gin=path)
-    rest = {"relative": True, "exp_multiplier": 1e-3, "step_multiplier": 1e-3}
+    rest = {"exp_multiplier": 1e-3, "step_multiplier": 1e-3}
     assert read(text).config == {"hidden": 16, "bank": 8, **FLAGS, **rest}
     assert read(text + "HyperV2.param_scale_mult = False").config["relative"] is False  # muVeLO
     silent = text.replace("HyperV2.use_bugged", "other.use_bugged")
@@ -268,9 +269,9 @@ def test_open_is_the_flattened_tree_of_flax(tmp_path, hidden, width, num):
     vector = np.concatenate([x.ravel() for x in jax.tree.leaves(tree)])  # as ravel_pytree
     file = io.BytesIO()
     np.save(file, vector)
-    found = importers.read(write(tmp_path / "x", file.getvalue()), num_epochs=4)
+    found = importers.read(write(tmp_path / "x", file.getvalue()), num_minibatches=8, num_epochs=4)
     assert vector.size == num
-    assert found.config == {"hidden": hidden, "width": width, "num_minibatches": 1, "num_epochs": 4}
+    assert found.config == {"hidden": hidden, "width": width, "num_minibatches": 8, "num_epochs": 4}
     gates, layers = tree["gru_params"]["params"], tree["params"]["params"]
     join = lambda side, kind: np.concatenate([gates[side + gate][kind] for gate in "rzn"], -1)
     expected_gru = {"wi": join("i", "kernel"), "bi": join("i", "bias"), "wh": join("h", "kernel")}
@@ -294,8 +295,12 @@ def test_open_is_the_flattened_tree_of_flax(tmp_path, hidden, width, num):
         ("metamlp_seeded.safetensors", {"decays": "mul"}, "unknown choice of decays 'mul'; did you mean 'mulo'"),
         ("velo_adafac_h4.ckpt", {"decays": "mulo"}, "holds its own decays: leave the option decays out"),
         ("velo_adafac_h4.ckpt", {"variant": "elo"}, "unknown option 'variant' .known: decays, step_multiplier"),
-        ("velo_hyper_v2_fixed.ckpt", {}, "use_bugged_loss_features, .* pass the option bugged_loss_features"),
+        ("velo_hyper_v2_fixed.ckpt", {}, "pass the option bugged_loss_features, HyperV2's use_bugged_loss_features"),
         ("velo_hyper_v2_fixed.ckpt", {"bugged_loss_features": False}, "pass the option bugged_lstm_state"),
+        ("velo_hyper_v2_fixed.ckpt", FLAGS | {"relative": None}, "pass the option relative, true for VeLO, false for"),
+        ("velo_adafac_h4.ckpt", {}, "pass the option step_multiplier, 0.01 for muLO, 0.001 for its baseline"),
+        ("metamlp_seeded.safetensors", {"decays": "initial"}, "pass the option step_multiplier"),
+        ("celo2_theta_seeded.state", {"variant": "elo"}, "pass the option learning_rate, the step size of your choice"),
         ("mulo_theta_seeded.pickle", {}, "pass the option step_multiplier, 0.01 for muLO, 0.001 for its baseline"),
         ("celo2_theta_seeded.state", {}, "pass the option variant, one of celo2, base, elo"),
         ("celo2_theta_seeded.state", {"variant": "celo"}, "did you mean 'celo2'"),
@@ -322,7 +327,7 @@ def test_what_a_file_does_not_say_must_be_given(name, options, message):
 def test_entries_that_do_not_fit_are_named(tmp_path, changes, message):
     path = haiku_file(tmp_path / "file", entries("velo_adafac_h4.ckpt"), **changes)
     with pytest.raises(UserError, match=f"file .small_fc weights.: .*{message}"):
-        importers.read(path)
+        importers.read(path, **ADAFAC)
 
 
 def test_files_of_something_else_are_refused(tmp_path):
@@ -351,6 +356,8 @@ def test_a_checkpoint_says_where_it_is_from(tmp_path):
     assert np.isfinite(updates["w"]).all() and np.abs(updates["w"]).max() > 0
 
 
+PPO = {"num_minibatches": 8, "num_epochs": 4}
+ONE_EPOCH = {"num_minibatches": 1, "num_epochs": 1}
 needs_released = pytest.mark.skipif(not RELEASED.is_dir(), reason="no released weights here; see METAOPT_RELEASED")
 
 
@@ -364,7 +371,7 @@ needs_released = pytest.mark.skipif(not RELEASED.is_dir(), reason="no released w
     ],
 )
 def test_released_files_are_read_and_known(name, family, num):
-    found = importers.read(RELEASED / name)
+    found = importers.read(RELEASED / name, **PPO if family == "open" else {})
     assert found.family == family and sum(x.size for x in jax.tree.leaves(found.theta)) == num
     assert released.KNOWN[files.read(RELEASED / name).sha256]["meta_trained_on"]
 
@@ -374,7 +381,9 @@ def test_released_files_are_read_and_known(name, family, num):
 def test_released_weights_train_a_classifier_of_digits(tmp_path, name, share):
     """At most this share of the loss is left after 200 steps; 0.01 and 0.15 were measured."""
     num_steps, task, key = 200, ImageMLP(), jax.random.key(1)
-    tx = metaopt.load(importers.import_file(RELEASED / name, tmp_path / "x" / "released"), num_steps=num_steps)
+    options = ONE_EPOCH if "OPEN" in name else {}
+    folder = importers.import_file(RELEASED / name, tmp_path / "x" / "released", **options)
+    tx = metaopt.load(folder, num_steps=num_steps)
     sampled = task.sample(key)
     params = {"actor": task.init(sampled, key)}  # under the name where OPEN may add noise
 
@@ -403,7 +412,7 @@ def test_an_import_overwrites_no_checkpoint(tmp_path):
     importers.import_file(sample("velo_hyper_v2_fixed.ckpt"), name, **FLAGS)
     before = (name / "manifest.json").read_bytes()
     with pytest.raises(UserError, match="already: choose another name"):
-        importers.import_file(sample("velo_adafac_h4.ckpt"), name)
+        importers.import_file(sample("velo_adafac_h4.ckpt"), name, **ADAFAC)
     assert (name / "manifest.json").read_bytes() == before
 
 
@@ -414,5 +423,5 @@ def test_a_gin_value_that_is_no_literal_is_named(tmp_path):
 
 
 def test_muvelo_is_velo_that_is_not_relative():
-    found = importers.read(sample("velo_hyper_v2_fixed.ckpt"), relative=False, **FLAGS)
+    found = importers.read(sample("velo_hyper_v2_fixed.ckpt"), **FLAGS | {"relative": False})
     assert found.config["relative"] is False

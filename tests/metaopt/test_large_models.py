@@ -120,8 +120,8 @@ def test_state_sharding_of_a_factored_moment_splits_what_was_not_averaged():
     params = {"w": jax.device_put(jnp.zeros((8, 16)), NamedSharding(MESH, P(None, "fsdp")))}
     where = metaopt.state_sharding(bind("small_fc"), params)
     assert where.moments.momentum[0]["w"].spec == P(None, "fsdp")
-    assert where.moments.factored[0]["w"].row.spec == P(None, None)  # (8, 1)
-    assert where.moments.factored[0]["w"].col.spec == P(None, "fsdp")  # (1, 16)
+    assert where.moments.factored[0].row["w"].spec == P(None, None)  # (8, 1)
+    assert where.moments.factored[0].col["w"].spec == P(None, "fsdp")  # (1, 16)
     assert where.step.spec == P()
 
 

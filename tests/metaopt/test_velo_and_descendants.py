@@ -8,7 +8,7 @@ import pytest
 
 from metaopt import families
 from metaopt.optimizers.celo2 import orthogonalize
-from metaopt.optimizers.common import features, moments
+from metaopt.optimizers.common import features
 
 DRAW = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
 
@@ -25,22 +25,6 @@ def updates_of(tx, params, grads, losses=(1.0, 0.9, 0.8)):
         updates, state = update(grads, state, params, value=jnp.float32(loss))
         found.append(updates)
     return found, state
-
-
-@pytest.mark.parametrize("family", ["small_fc", "celo2", "velo"])
-def test_tensors_that_are_stacked_get_the_updates_they_get_alone(monkeypatch, family):
-    shapes = {"a": (4, 3), "b": (4, 3), "embed": (4, 3), "c": (5,), "d": (5,), "e": (2, 4, 3)}
-    params, grads = ({n: DRAW(10 * k + i, *s) for i, (n, s) in enumerate(shapes.items())} for k in (0, 1))
-    stacked, _ = updates_of(bind(family), params, grads)
-    monkeypatch.setattr(moments, "MAX_STACKED_TENSOR", 0)
-    alone, _ = updates_of(bind(family), params, grads)
-    # Another order of operations: some units in the last place.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-8), stacked, alone)
-
-
-def test_stacks_are_bounded():
-    assert moments._stacks([3, 5, 8, 9, 11], moments.MAX_STACK // 2) == [[3, 5], [8, 9], [11]]
-    assert moments._stacks([3, 5], 2 * moments.MAX_STACK) == [[3], [5]]
 
 
 def test_muvelo_is_velo_without_the_size_of_the_tensor():
@@ -67,12 +51,6 @@ def test_velo_survives_tensors_without_elements_and_trees_without_tensors():
     (updates, *_), _ = updates_of(bind("velo"), params | empty, grads | empty)
     assert np.isfinite(updates["w"]).all()
     assert updates_of(bind("velo"), {}, {})[0][0] == {}
-
-
-@pytest.mark.parametrize("family", ["velo", "celo"])
-def test_a_training_of_no_steps_is_named(family):
-    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
-        bind(family, num_steps=0)
 
 
 def test_gradients_that_are_not_numbers_count_as_zero():

@@ -32,7 +32,7 @@ def map_coordinates(
     structure = jax.tree.structure(inputs[0])
     inputs_by_tensor = zip(*map(structure.flatten_up_to, inputs), strict=True)
     pairs = zip(inputs_by_tensor, trees.by_tensor(state, inputs[0]), strict=True)
-    outputs = [_apply_to_tensor(f, of_tensor, tuple(old)) for of_tensor, old in pairs]
+    outputs = [_apply_to_tensor(f, of_tensor, old) for of_tensor, old in pairs]
     results = structure.unflatten([result for result, _ in outputs])
     return results, trees.from_tensors([new for _, new in outputs], state, inputs[0])
 

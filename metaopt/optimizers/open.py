@@ -125,7 +125,7 @@ def build(config: Config = Config()) -> Learned:
             )
             training_progress, epoch_progress = _progress(state.step, num_steps, config)
 
-            def update_tensor(p, g, m, scales, depth, dormancy, z, hidden):
+            def update_tensor(p, g, m, depth, dormancy, z, scales, hidden):
                 unscaled = (training_progress, depth, epoch_progress, dormancy)
                 inputs = _inputs(_channels(p, g, m), scales, unscaled)
                 hidden = gru.step(theta["gru"], inputs, hidden)
@@ -137,12 +137,11 @@ def build(config: Config = Config()) -> Learned:
                 params,
                 grads,
                 jax.tree.map(lambda *m: m, *momentum),
-                jax.tree.map(_scales, params, grads, *momentum),
                 _depths(params),
                 _dormancies(activations, params),
                 _noise(key, noise, params, config),
             )
-            u, (hidden,) = coordinates.map_coordinates(update_tensor, inputs, (state.hidden,))
+            u, (hidden,) = coordinates.map_coordinates(update_tensor, inputs, (state.hidden,), _scales)
             total = sum(map(jnp.sum, jax.tree.leaves(u)))
             mean = total / max(1, sum(x.size for x in jax.tree.leaves(u)))
             return jax.tree.map(lambda x: mean - x, u), State(state.step + 1, momentum, hidden)
@@ -161,8 +160,9 @@ def _log_magnitude(x: jax.Array) -> jax.Array:
     return jnp.log(jnp.abs(x) + LOG_EPS)
 
 
-def _scales(p: jax.Array, g: jax.Array, *momentum: jax.Array) -> list[jax.Array]:
+def _scales(p: jax.Array, g: jax.Array, momentum: tuple[jax.Array, ...], *others: Any) -> list[jax.Array]:
     """For each channel ``rsqrt(1e-5 + mean of its square over the tensor)``."""
+    del others
 
     def squares(tile: tuple) -> list[jax.Array]:
         return [f * f for f in _channels(*tile)]

@@ -1,46 +1,17 @@
-"""What every learned optimizer family must satisfy.
-
-A family joins by its line in FAMILIES; settings worth testing beside the defaults are
-listed in VARIANTS. Where ``num_tensors`` is a setting it is that of the tensors at hand.
-"""
-
-import functools
+"""What every learned optimizer family must satisfy; see ``cases`` for how a family joins."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax.training.train_state import TrainState
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metaopt import families
-
-VARIANTS = [
-    ("hand", {"rule": "adamw", "schedule_knots": 3}),
-    ("hand", {"rule": "adamw", "num_tensors": 3}),
-    ("hand", {"rule": "momentum"}),
-    ("hand", {"rule": "momentum", "decay_steps": 2, "fixed": "log_one_minus_momentum"}),
-    ("coordinate_lstm", {"rule": "rnnprop"}),
-    ("l2o_pa", {"heads": "p,a,b1,b2", "norm": "softplus", "l1": 0.1}),
-    ("small_fc", {"hidden": 8, "schedule": True, "relative": True}),
-]
-OPTIMIZERS = sorted(name for name, entry in families.FAMILIES.items() if entry.kind == "optimizer")
-CASES = [(family, {}) for family in OPTIMIZERS] + VARIANTS
-NUM_STEPS = 10
+from tests.metaopt.cases import CASES, IDS, NUM_STEPS, VALUE, bound, built, close, compiled, problem
 
 
-@functools.cache
-def built(index: int, num_tensors: int = 3):
-    family, settings = CASES[index]
-    if "num_tensors" in settings:
-        settings = settings | {"num_tensors": num_tensors}
-    optimizer = families.build(family, **settings)
-    return optimizer, optimizer.init(jax.random.key(0))
-
-
-@pytest.fixture(params=range(len(CASES)), ids=lambda i: "-".join([CASES[i][0], *map(str, CASES[i][1].values())]))
+@pytest.fixture(params=range(len(CASES)), ids=IDS)
 def index(request):
     return request.param
 
@@ -55,47 +26,28 @@ def tx(index):
     return bound(index)
 
 
-def bound(index: int, num_tensors: int = 3):
-    optimizer, theta = built(index, num_tensors)
-    return optimizer.bind(theta, num_steps=NUM_STEPS)
-
-
-def problem(dtype=jnp.float32):
-    draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape).astype(dtype)
-    params = {"w": draw(0, 4, 3), "b": jnp.zeros((3,), dtype), "s": jnp.ones((), dtype)}
-    return params, {"w": draw(1, 4, 3), "b": draw(2, 3), "s": draw(3)}
-
-
-VALUE = jnp.float32(1.5)
-
-
-def close(a, b, rtol=1e-5, atol=1e-7):
-    """Float32 with another order of summation: a few units in the last place."""
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_updates_have_the_dtype_of_params_and_state_is_float32(tx, dtype):
+def test_updates_have_the_dtype_of_params_and_state_is_float32(index, tx, dtype):
     params, grads = problem(dtype)
-    updates, state = jax.jit(tx.update)(grads, tx.init(params), params, value=VALUE)
+    updates, state = compiled(index)(grads, tx.init(params), params, value=VALUE)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), updates) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
     floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert all(x.dtype == jnp.float32 for x in floats)
     assert all(np.isfinite(np.asarray(u, np.float32)).all() for u in jax.tree.leaves(updates))
 
 
-def test_bfloat16_gives_the_rounded_float32_update(tx):
+def test_bfloat16_gives_the_rounded_float32_update(index, tx):
     params, grads = problem(jnp.bfloat16)
     wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params, value=VALUE)
-    exact, _ = jax.jit(tx.update)(wide(grads), tx.init(wide(params)), wide(params), value=VALUE)
+    updates, _ = compiled(index)(grads, tx.init(params), params, value=VALUE)
+    exact, _ = compiled(index)(wide(grads), tx.init(wide(params)), wide(params), value=VALUE)
     close(wide(updates), exact, rtol=2**-8, atol=1e-9)  # bfloat16 keeps 8 bits
 
 
-def test_jit_matches_eager(tx):
+def test_jit_matches_eager(index, tx):
     params, grads = problem()
     args = (grads, tx.init(params), params)
-    close(tx.update(*args, value=VALUE), jax.jit(tx.update)(*args, value=VALUE))
+    close(tx.update(*args, value=VALUE), compiled(index)(*args, value=VALUE))
 
 
 def test_state_goes_through_a_scan_and_compiles_once_when_donated(tx):
@@ -201,7 +153,7 @@ def wrappers(tx):
 def test_composes_with_optax(index, name):
     params, grads = problem()
     tx = bound(index)
-    plain, _ = jax.jit(tx.update)(grads, tx.init(params), params, value=VALUE)
+    plain, _ = compiled(index)(grads, tx.init(params), params, value=VALUE)
     wrapped = wrappers(bound(index, num_tensors=2) if name in ("masked", "multi_transform") else tx)[name]
     update = jax.jit(wrapped.update)
     updates, state = update(grads, wrapped.init(params), params, value=VALUE)
@@ -219,34 +171,22 @@ def test_composes_with_optax(index, name):
     assert optax.tree.norm(updates) > 0
 
 
-def test_works_in_a_flax_train_state(tx):
-    params, grads = problem()
-    state = TrainState.create(apply_fn=lambda p: p, params=params, tx=tx)
-    try:
-        after = state.apply_gradients(grads=grads)
-    except ValueError as error:  # a TrainState cannot pass the loss on: the error says how to go without
-        assert "needs the current loss: call update(grads, state, params, value=loss)" in str(error)
-        return
-    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params, value=VALUE)
-    close(after.params, optax.apply_updates(params, updates))
-
-
-def test_a_sharded_state_steps_like_one_on_one_device(tx):
+def test_a_sharded_state_steps_like_one_on_one_device(index, tx):
     mesh = Mesh(np.array(jax.devices()[:4]), ("x",), axis_types=(AxisType.Auto,))
     params, grads = problem()
     place = lambda tree: jax.tree.map(
         lambda x: jax.device_put(x, NamedSharding(mesh, P("x") if x.shape[:1] == (4,) else P())), tree
     )
     state = tx.init(params)
-    sharded, _ = jax.jit(tx.update)(place(grads), place(state), place(params), value=VALUE)
-    single, _ = jax.jit(tx.update)(grads, state, params, value=VALUE)
+    sharded, _ = compiled(index)(place(grads), place(state), place(params), value=VALUE)
+    single, _ = compiled(index)(grads, state, params, value=VALUE)
     close(sharded, single)
 
 
-def test_a_gradient_that_is_none_counts_as_zero_and_its_parameter_stays(tx):
+def test_a_gradient_that_is_none_counts_as_zero_and_its_parameter_stays(index, tx):
     params, grads = problem()
-    without, _ = jax.jit(tx.update)({**grads, "b": None}, tx.init(params), params, value=VALUE)
-    zero, _ = jax.jit(tx.update)({**grads, "b": jnp.zeros(3)}, tx.init(params), params, value=VALUE)
+    without, _ = compiled(index)({**grads, "b": None}, tx.init(params), params, value=VALUE)
+    zero, _ = compiled(index)({**grads, "b": jnp.zeros(3)}, tx.init(params), params, value=VALUE)
     close(without, {**zero, "b": jnp.zeros(3)})
 
 

@@ -13,12 +13,14 @@ import numpy as np
 
 from metaopt.core import Params, PyTree
 
+PARTS = ("real part", "imaginary part")
+
 
 class Leaves:
     """Translates between a user's tree of parameters and what a rule sees.
 
     A rule sees the user's tree, with None in place of what is not trained. If any tensor is complex it
-    sees {"real": that tree, "imag": that tree}, the second with None for what is real.
+    sees a dict of two such trees by the names in PARTS, the second with None for what is real.
 
     Attributes:
       params: the leaves of the user's tree.
@@ -37,12 +39,12 @@ class Leaves:
         if not self.has_complex:
             return real
         imaginary = [_float32(jnp.imag(x)) if _is_complex(p) else None for p, x in pairs]
-        return {"real": real, "imag": self._structure.unflatten(imaginary)}
+        return dict(zip(PARTS, (real, self._structure.unflatten(imaginary)), strict=True))
 
     def to_user(self, tree: PyTree, fill: Callable[[Any], Any]) -> PyTree:
         """The inverse of ``to_rule``, in the dtypes of the parameters; ``fill(p)`` for what is not trained."""
-        real = self._structure.flatten_up_to(tree["real"] if self.has_complex else tree)
-        imaginary = self._structure.flatten_up_to(tree["imag"]) if self.has_complex else real
+        parts = [tree[part] for part in PARTS] if self.has_complex else [tree, tree]
+        real, imaginary = map(self._structure.flatten_up_to, parts)
 
         def join(p: Any, re: Any, im: Any) -> Any:
             if not is_trained(p):
@@ -50,6 +52,12 @@ class Leaves:
             return (jax.lax.complex(re, im) if _is_complex(p) else re).astype(p.dtype)
 
         return self._structure.unflatten(list(map(join, self.params, real, imaginary)))
+
+
+def names(path: tuple) -> tuple[str, ...]:
+    """The names on the path of a tensor that a rule sees, as they are in the user's tree."""
+    found = tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+    return found[1:] if found[:1] in ((PARTS[0],), (PARTS[1],)) else found
 
 
 def shapes(params: Params) -> PyTree:
@@ -113,10 +121,11 @@ def _check_gradient(path: tuple, p: Any, g: Any) -> Any:
             return None
         raise ValueError(
             f"params{_text(path)} is {p.dtype}, and only floating and complex tensors are trained: its gradient must "
-            f"be None, not {g.dtype}; or leave it out with optax.masked"
+            f"be None, not {g.dtype.name}; or leave it out with optax.masked"
         )
     if g.dtype == jax.dtypes.float0 or (_is_a(g, jnp.complexfloating) and not _is_a(p, jnp.complexfloating)):
-        raise ValueError(f"params{_text(path)} is {p.dtype} and its gradient {g.dtype}: it must be real, or None")
+        kind = "float0" if g.dtype == jax.dtypes.float0 else g.dtype.name
+        raise ValueError(f"params{_text(path)} is {p.dtype} and its gradient {kind}: it must be real, or None")
     return g
 
 

@@ -2,7 +2,8 @@
 
 A network over every tensor is compiled once for each shape, which takes longer than most trainings need
 it. Here it is compiled once for all small tensors: each is cut into rows of WIDTH elements, the last one
-padded with zeros, and the rows of all of them are one batch.
+padded with ones, and the rows of all of them are one batch. (Of zeros some inputs are infinite, and an
+infinity that nobody reads still makes derivatives NaN.)
 """
 
 import itertools
@@ -38,7 +39,7 @@ class Packing:
         padded = []
         for x, shape, size, rows in zip(arrays, self._shapes, self._sizes, self._num_rows, strict=True):
             elements = jnp.broadcast_to(x, shape).ravel()
-            padded.append(jnp.pad(elements, (0, rows * WIDTH - size)))
+            padded.append(jnp.pad(elements, (0, rows * WIDTH - size), constant_values=1))
         return jnp.concatenate(padded).reshape(-1, WIDTH)
 
     def unpack(self, rows: jax.Array) -> list[jax.Array]:
@@ -86,7 +87,7 @@ def map_rows(f: Callable[[PyTree], jax.Array], rows: PyTree) -> jax.Array:
     in_a_turn = -(-num // turns)
 
     def split(x: jax.Array) -> jax.Array:
-        padded = jnp.pad(x, [(0, in_a_turn * turns - num), *[(0, 0)] * (x.ndim - 1)])
+        padded = jnp.pad(x, [(0, in_a_turn * turns - num), *[(0, 0)] * (x.ndim - 1)], constant_values=1)
         return padded.reshape(turns, in_a_turn, *x.shape[1:])
 
     results = jax.lax.map(jax.vmap(f), jax.tree.map(split, rows))

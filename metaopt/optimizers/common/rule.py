@@ -80,7 +80,8 @@ def _check_value(name: str, value: Any) -> None:
     if value is None:
         raise ValueError(
             f"{name} needs the current loss: call update(grads, state, params, value=loss). If you do, a wrapper drops "
-            "it, as optax.MultiSteps(...).gradient_transformation() does; optax.MultiSteps itself passes it on"
+            "it: optax.chain does not pass it to what is no optax.GradientTransformationExtraArgs, such as "
+            "optax.MultiSteps(...).gradient_transformation(); make one of it, of its init and update"
         )
     if jnp.shape(value) != ():
         raise ValueError(f"{name} needs the loss as one number, and value has shape {jnp.shape(value)}: take its mean")

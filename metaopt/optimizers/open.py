@@ -21,7 +21,7 @@ import optax
 
 from metaopt.core import Key, Learned, Params, PyTree, Theta
 from metaopt.nn import gru, mlp
-from metaopt.optimizers.common import coordinates, leaves, rule, tiling
+from metaopt.optimizers.common import coordinates, parameters, rule, tiling
 from metaopt.optimizers.common.accumulators import ema
 
 MOMENTUM_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
@@ -195,7 +195,7 @@ def _progress(step: jax.Array, num_steps: jax.Array | int, config: Config) -> tu
 
 def _depths(params: Params) -> PyTree:
     """For each tensor the relative depth of its layer: 0 for the first of its network, 1 for the last."""
-    paths = [leaves.names(path) for path, _ in jax.tree.leaves_with_path(params)]
+    paths = [parameters.names(path) for path, _ in jax.tree.leaves_with_path(params)]
     numbers: dict[tuple, set[int]] = collections.defaultdict(set)  # those in the names of a dict's tensors
     for *parent, name in filter(None, paths):
         if number := NUMBERED.search(name):
@@ -256,9 +256,9 @@ def _noise(key: Key | None, noise: PyTree | None, params: Params, config: Config
         draws = [jax.random.normal(jax.random.fold_in(key, i), p.shape) for i, (_, p) in enumerate(tensors)]
     else:
         draws = [0.0] * len(tensors)
-    gets_noise = [not config.noisy or config.noisy in leaves.names(path) for path, _ in tensors]
+    gets_noise = [not config.noisy or config.noisy in parameters.names(path) for path, _ in tensors]
     if noise is not None and not any(gets_noise):  # a key comes from every task, whatever its parameters are called
-        names = ", ".join(sorted({leaves.names(path)[0] for path, _ in tensors if path}))
+        names = ", ".join(sorted({parameters.names(path)[0] for path, _ in tensors if path}))
         raise ValueError(
             f"open: no parameter is under {config.noisy!r} to be given noise (there are {names}): set noisy"
         )

@@ -15,6 +15,7 @@ RUNS = [
     ["tests.bench.step_breakdown"],
     ["tests.bench.estimators"],
     ["tests.bench.update"],
+    ["tests.bench.compile"],
     ["tests.bench.update_breakdown"],
 ]
 

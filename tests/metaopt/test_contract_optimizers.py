@@ -63,7 +63,7 @@ def test_state_goes_through_a_scan_and_compiles_once_when_donated(tx):
         looped = jitted(*jax.tree.map(jnp.copy, looped))
     assert jitted._cache_size() == 1
     scanned, _ = jax.lax.scan(lambda c, _: (step(*c), None), (params, tx.init(params)), length=3)
-    close(looped, scanned)
+    close(looped, scanned, atol=1e-6)  # three steps let roundings grow
 
 
 def test_vmap_over_theta_matches_a_loop(case):

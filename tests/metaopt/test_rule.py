@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from metaopt.optimizers.common import leaves, rule
+from metaopt.optimizers.common import parameters, rule
 
 
 def loss_reader(needs_value):
@@ -35,4 +35,4 @@ def test_keywords_that_a_rule_reads_arrive_and_are_none_where_not_given():
 
 def test_containers_that_differ_are_named():
     with pytest.raises(ValueError, match="different containers"):
-        leaves.match_gradients([jnp.ones(2)], (jnp.ones(2),))
+        parameters.match_gradients([jnp.ones(2)], (jnp.ones(2),))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)
 FRACTIONS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
 NUM_LOSS_SCALES = 10
+LARGEST_DECAY = 1.0 - 2.0**-24  # below one in float32: a mean over more than 2^24 steps would never begin
 NUM_PROGRESS_FEATURES = len(FRACTIONS) + NUM_LOSS_SCALES - 1
 
 
@@ -55,6 +56,7 @@ def loss_features(losses: Losses, loss: jax.Array, longest: jax.Array | int) -> 
       (9,) features, zero for the first two losses, and the running means with this loss.
     """
     c = jnp.exp(-1.0 / jnp.logspace(1.0, jnp.log10(jnp.asarray(longest, jnp.float32)), NUM_LOSS_SCALES))
+    c = jnp.minimum(c, LARGEST_DECAY)
     num = losses.step + 1
     largest = jnp.where(num == 1, loss, jnp.max(losses.means / (1.0 - c**num)))
     means = c * losses.means + (1.0 - c) * jnp.minimum(2.0 * jnp.abs(largest), loss)

@@ -12,7 +12,7 @@ import optax
 
 from metaopt.core import Params, PyTree
 from metaopt.optimizers.common.gradients import LARGEST_SQUARED, zero_unusable
-from metaopt.optimizers.common.leaves import Leaves, match_gradients, shapes, unchanged
+from metaopt.optimizers.common.parameters import Parameters, match_gradients, shapes, unchanged
 
 
 def transformation(
@@ -60,17 +60,17 @@ def transformation(
             raise ValueError(f"{name} needs the parameters: call update(grads, state, params)")
         if needs_value:
             _check_value(name, value)
-        leaves = Leaves(params)
+        parameters = Parameters(params)
         grads = match_gradients(updates, params)
-        given = [unchanged(p) if g is None else g for p, g in zip(leaves.params, grads, strict=True)]
-        rule_grads = jax.tree.map(lambda g: zero_unusable(g, largest_gradient), leaves.to_rule(given))
+        given = [unchanged(p) if g is None else g for p, g in zip(parameters.leaves, grads, strict=True)]
+        rule_grads = jax.tree.map(lambda g: zero_unusable(g, largest_gradient), parameters.to_rule(given))
         value = None if value is None else jnp.asarray(value, jnp.float32)
-        extra = {keyword: _translate(name, keyword, extra_args.get(keyword), leaves) for keyword in reads}
-        rule_updates, new_state = update(rule_grads, state, leaves.to_rule(leaves.params), value, **extra)
+        extra = {keyword: _translate(name, keyword, extra_args.get(keyword), parameters) for keyword in reads}
+        rule_updates, new_state = update(rule_grads, state, parameters.to_rule(parameters.leaves), value, **extra)
         # Where jax_enable_x64 is on, constants would widen the state from step to step.
         state = jax.tree.map(lambda x, y: x.astype(y.dtype), new_state, state)
-        moved, structure = leaves.to_user(rule_updates, unchanged), jax.tree.structure(params)
-        pairs = zip(leaves.params, grads, structure.flatten_up_to(moved), strict=True)
+        moved, structure = parameters.to_user(rule_updates, unchanged), jax.tree.structure(params)
+        pairs = zip(parameters.leaves, grads, structure.flatten_up_to(moved), strict=True)
         return structure.unflatten([unchanged(p) if g is None else u for p, g, u in pairs]), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -87,11 +87,11 @@ def _check_value(name: str, value: Any) -> None:
         raise ValueError(f"{name} needs the loss as one number, and value has shape {jnp.shape(value)}: take its mean")
 
 
-def _translate(name: str, keyword: str, argument: Any, leaves: Leaves) -> Any:
+def _translate(name: str, keyword: str, argument: Any, parameters: Parameters) -> Any:
     """An extra argument as the rule understands it."""
     if keyword == "value_fn" and argument is not None:
-        return lambda tree: argument(leaves.to_user(tree, fill=lambda p: p))
-    if leaves.has_complex and keyword in ("activations", "noise") and argument is not None:
+        return lambda tree: argument(parameters.to_user(tree, fill=lambda p: p))
+    if parameters.has_complex and keyword in ("activations", "noise") and argument is not None:
         raise ValueError(f"{name} does not take {keyword}= together with complex parameters")
     return argument
 

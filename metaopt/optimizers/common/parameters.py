@@ -16,30 +16,30 @@ from metaopt.core import Params, PyTree
 PARTS = ("real part", "imaginary part")
 
 
-class Leaves:
+class Parameters:
     """Translates between a user's tree of parameters and what a rule sees.
 
     A rule sees the user's tree, with None in place of what is not trained. If any tensor is complex it
     sees a dict of two such trees by the names in PARTS, the second with None for what is real.
 
     Attributes:
-      params: the leaves of the user's tree.
+      leaves: the leaves of the user's tree.
       has_complex: whether any is complex.
     """
 
     def __init__(self, params: Params):
-        self.params = jax.tree.leaves(params)
-        self.has_complex = any(map(_is_complex, self.params))
+        self.leaves = jax.tree.leaves(params)
+        self.has_complex = any(map(_is_complex, self.leaves))
         self._structure = jax.tree.structure(params)
 
     def to_rule(self, values: Sequence[Any]) -> PyTree:
         """What the rule sees of one array for each leaf."""
-        pairs = list(zip(self.params, values, strict=True))
+        pairs = list(zip(self.leaves, values, strict=True))
         real = self._structure.unflatten([_float32(jnp.real(x)) if is_trained(p) else None for p, x in pairs])
         if not self.has_complex:
             return real
         imaginary = [_float32(jnp.imag(x)) if _is_complex(p) else None for p, x in pairs]
-        return dict(zip(PARTS, (real, self._structure.unflatten(imaginary)), strict=True))
+        return {PARTS[0]: real, PARTS[1]: self._structure.unflatten(imaginary)}
 
     def to_user(self, tree: PyTree, fill: Callable[[Any], Any]) -> PyTree:
         """The inverse of ``to_rule``, in the dtypes of the parameters; ``fill(p)`` for what is not trained."""
@@ -51,7 +51,7 @@ class Leaves:
                 return fill(p)
             return (jax.lax.complex(re, im) if _is_complex(p) else re).astype(p.dtype)
 
-        return self._structure.unflatten(list(map(join, self.params, real, imaginary)))
+        return self._structure.unflatten(list(map(join, self.leaves, real, imaginary)))
 
 
 def names(path: tuple) -> tuple[str, ...]:
@@ -69,8 +69,9 @@ def shapes(params: Params) -> PyTree:
     for path, p in jax.tree.leaves_with_path(params):
         if not _is_array(p):
             raise ValueError(_no_array("params", path, p))
-    leaves = Leaves(params)
-    return leaves.to_rule([jnp.zeros(p.shape, p.dtype) if is_trained(p) else p for p in leaves.params])
+    parameters = Parameters(params)
+    zeros = [jnp.zeros(p.shape, p.dtype) if is_trained(p) else p for p in parameters.leaves]
+    return parameters.to_rule(zeros)
 
 
 def match_gradients(grads: PyTree, params: Params) -> list[Any]:

@@ -12,7 +12,7 @@ it for many tensors, by what they cost at every step:
 
 import collections
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from metaopt.optimizers.common.packing import num_rows
@@ -39,10 +39,12 @@ def choose(shapes: Sequence[tuple[int, ...]], whole: Sequence[bool]) -> Groups:
     """
     sizes = [math.prod(shape) for shape in shapes]
     small = [i for i, size in enumerate(sizes) if size <= MAX_PACKED and whole[i]]
-    vectors, matrices = _split(small, [len(shape) < 2 for shape in shapes])
-    packable = [vectors, matrices if len(matrices) >= FEWEST_MATRICES else []]
-    packs = [pack for indices in packable for pack in _cut(sorted(indices, key=lambda i: num_rows(shapes[i])), sizes)]
-    packs = [pack for pack in packs if len(pack) > 1]
+    vectors = [i for i in small if len(shapes[i]) < 2]
+    matrices = [i for i in small if len(shapes[i]) >= 2]
+    packs: list[list[int]] = []
+    for indices, fewest in ((vectors, 2), (matrices, FEWEST_MATRICES)):
+        if len(indices) >= fewest:
+            packs += _cut(sorted(indices, key=lambda i: num_rows(shapes[i])), sizes)
     packed = {i for pack in packs for i in pack}
     of_shape = collections.defaultdict(list)
     for i, size in enumerate(sizes):
@@ -51,11 +53,6 @@ def choose(shapes: Sequence[tuple[int, ...]], whole: Sequence[bool]) -> Groups:
     stacks = [stack for indices in of_shape.values() for stack in _cut(indices, sizes) if len(stack) > 1]
     grouped = packed | {i for stack in stacks for i in stack}
     return Groups(packs, stacks, [i for i in range(len(shapes)) if i not in grouped])
-
-
-def _split(indices: Iterable[int], first: Sequence[bool]) -> tuple[list[int], list[int]]:
-    """Those for which ``first`` holds, and the others."""
-    return [i for i in indices if first[i]], [i for i in indices if not first[i]]
 
 
 def _cut(indices: list[int], sizes: Sequence[int]) -> list[list[int]]:

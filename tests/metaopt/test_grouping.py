@@ -1,12 +1,14 @@
 """Tensors that are computed together get the updates that they get alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from metaopt import families
-from metaopt.optimizers.common import grouping, packing
+from metaopt.optimizers.common import coordinates, grouping, packing
 from metaopt.optimizers.common.grouping import Groups
 
 # A scalar, vectors of one row and of several, a tensor of rank 3, as many matrices as make a pack, and a stack.
@@ -44,6 +46,28 @@ def test_groups_change_no_update(monkeypatch, family, settings):
         state = new_state
         for a, b in zip(together, one_by_one, strict=True):  # sums in another order
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-7 * float(jnp.max(jnp.abs(b))))
+
+
+@pytest.mark.parametrize(
+    "family, settings",
+    [("coordinate_lstm", {}), ("coordinate_lstm", {"rule": "rnnprop"}), ("l2o_pa", {"heads": "p,a,b1"}), ("open", {})],
+    ids=["l2o_dm", "rnnprop", "l2o_pa", "open"],
+)
+def test_coordinates_of_many_tensors_of_one_shape_are_updated_as_those_of_each(monkeypatch, family, settings):
+    learned = families.build(family, **settings)
+    tx = learned.bind(learned.init(jax.random.key(0)), num_steps=10)
+    keys = jax.random.split(jax.random.key(4), 3)
+    params, *grads = [[jax.random.normal(k, (2, 3)) for k in jax.random.split(key, 8)] for key in keys]
+    params.append(jnp.ones(5))
+    grads = [[*g, jnp.linspace(-1.0, 1.0, 5)] for g in grads]
+    found = []
+    for fewest in (8, 9):
+        monkeypatch.setattr(coordinates, "FEWEST_ALIKE", fewest)
+        update, state = jax.jit(functools.partial(tx.update, key=jax.random.key(0))), tx.init(params)
+        for g in grads:
+            updates, state = update(g, state, params)
+        found.append((updates, state))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), *found)
 
 
 def test_which_tensors_are_grouped():

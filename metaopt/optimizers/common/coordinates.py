@@ -16,6 +16,8 @@ from metaopt.nn.lstm import LSTMState
 from metaopt.optimizers.common import tiling, trees
 from metaopt.optimizers.common.grouping import MAX_PACKED
 
+FEWEST_ALIKE = 8  # tensors that are stacked
+
 Prepare = Callable[..., PyTree]  # of the inputs of a tensor
 
 
@@ -70,16 +72,19 @@ def zeros_lstm(params: Params, hidden: int, layers: int) -> tuple[LSTMState, ...
 
 
 def _alike(tensors: Sequence[tuple[tuple, PyTree]]) -> list[list[int]]:
-    """Small vectors with inputs of equal shapes together, for they are many; any other tensor alone.
+    """Many small tensors with inputs of equal shapes together, any other alone.
 
-    What is done for a tensor is compiled for each again. To stack larger ones would copy their states.
+    What is done for a tensor is compiled for each again. To stack a few, or large ones, takes longer than
+    it saves: their states are copied.
     """
     groups = collections.defaultdict(list)
     for i, tensor in enumerate(tensors):
-        x = tensor[0][0]
-        is_small = x.ndim < 2 and x.size <= MAX_PACKED
+        is_small = tensor[0][0].size <= MAX_PACKED
         groups[str(jax.tree.map(jnp.shape, tensor)) if is_small else i].append(i)
-    return list(groups.values())
+    result = []
+    for indices in groups.values():
+        result += [indices] if len(indices) >= FEWEST_ALIKE else [[i] for i in indices]
+    return result
 
 
 def _apply_to_tensor(f: Callable[..., tuple], inputs: tuple, state: PyTree) -> tuple[jax.Array, PyTree]:

@@ -82,8 +82,7 @@ def _apply_to_tensor(
     network: Network, channels: Channels, inputs: TensorInputs, own: Own, axes: Sequence[int] | None, eps: float
 ) -> jax.Array:
     shape = inputs.param.shape
-    squares = tiling.means(_squares_of(channels), inputs, shape, axes)
-    scales = [jax.lax.rsqrt(eps + mean) for mean in squares]
+    scales = normalizers(channels, inputs, axes, eps)
 
     def apply_to_tile(tile: TensorInputs) -> jax.Array:
         normalized = [f * scale for f, scale in zip(channels(tile), scales, strict=True)]
@@ -133,6 +132,12 @@ def _apply_to_pack(
 def _stack(trees: Sequence[PyTree]) -> PyTree:
     """A tree of stacked arrays."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def normalizers(channels: Channels, inputs: TensorInputs, axes: Sequence[int] | None, eps: float) -> list[jax.Array]:
+    """``1 / sqrt(eps + mean(f^2))`` of each channel f of a tensor."""
+    means = tiling.means(_squares_of(channels), inputs, inputs.param.shape, axes)
+    return [jax.lax.rsqrt(eps + mean) for mean in means]
 
 
 def _squares_of(channels: Channels) -> Channels:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from metaopt.core import Params, PyTree
@@ -83,8 +84,8 @@ def _check_value(name: str, value: Any) -> None:
             "it: optax.chain does not pass it to what is no optax.GradientTransformationExtraArgs, such as "
             "optax.MultiSteps(...).gradient_transformation(); make one of it, of its init and update"
         )
-    if jnp.shape(value) != ():
-        raise ValueError(f"{name} needs the loss as one number, and value has shape {jnp.shape(value)}: take its mean")
+    if np.shape(value) != ():
+        raise ValueError(f"{name} needs the loss as one number, and value has shape {np.shape(value)}: take its mean")
 
 
 def _translate(name: str, keyword: str, argument: Any, parameters: Parameters) -> Any:

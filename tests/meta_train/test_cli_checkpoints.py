@@ -62,7 +62,8 @@ def test_every_answer_is_needed(capsys, here):
     message = fails(capsys, *command, "--num-epochs", 4)
     assert "pass the option num_minibatches, minibatches in an epoch of the PPO that it will train; e.g." in message
     assert message.endswith("metaopt import 'multi OPEN.npy' --as mine --num-epochs 4 --num-minibatches 8\n")
-    assert "--num-minibatches must be at least 1, got 0" in fails(capsys, *command, "--num-epochs", 4, "--num-minibatches", 0)
+    message = fails(capsys, *command, "--num-epochs", 4, "--num-minibatches", 0)
+    assert "--num-minibatches must be at least 1, got 0" in message
     assert not (here / "own").exists()
 
 

@@ -324,7 +324,8 @@ def test_rows_behind_the_resume_point_are_dropped_and_nan_is_null(tmp_path):
     assert [(row["step"], row["meta_loss"]) for row in rows] == [(1, 1.0), (2, None)]
 
 
-EXPLOSIVE = dataclasses.replace(TINY, family=Family("hand", {"learning_rate": 3e38}))  # of Adam: the second step is infinite
+# The second step of Adam is infinite.
+EXPLOSIVE = dataclasses.replace(TINY, family=Family("hand", {"learning_rate": 3e38}))
 
 
 def test_a_run_in_which_every_member_diverges_counts_them_and_keeps_theta_finite(tmp_path):

@@ -41,8 +41,13 @@ def test_a_bad_gradient_is_as_if_it_had_been_the_one_that_can_be_used(index, bad
 @ALL
 def test_what_cannot_be_trained_stays_and_has_no_state(index):
     params, grads = problem()
-    others = {"count": jnp.arange(3), "flag": jnp.array(True), "key": jax.random.key(7), "none": jnp.zeros((0, 3))}
-    none = {"count": FLOAT0, "flag": None, "key": None, "none": jnp.zeros((0, 3))}
+    others = {
+        "count": jnp.arange(3, dtype=jnp.int32),
+        "flag": jnp.array(True),
+        "key": jax.random.key(7),
+        "none": jnp.zeros((0, 3), jnp.float32),
+    }
+    none = {"count": FLOAT0, "flag": None, "key": None, "none": jnp.zeros((0, 3), jnp.float32)}
     tx = bound(index)
     state = tx.init({"known": params, "others": others})
     assert [x.shape for x in jax.tree.leaves(state)] == [x.shape for x in jax.tree.leaves(tx.init({"known": params}))]
@@ -67,7 +72,7 @@ def test_what_cannot_be_trained_stays_and_has_no_state(index):
 @ALL
 def test_a_complex_tensor_is_two_real_ones(index):
     """As with the wrapper of Optax; three steps."""
-    draw = lambda seed: jax.random.normal(jax.random.key(seed), (3, 2))
+    draw = lambda seed: jax.random.normal(jax.random.key(seed), (3, 2), jnp.float32)
     params = {"c": jax.lax.complex(draw(0), draw(1)), "w": draw(2)}
     grads = {"c": jax.lax.complex(draw(3), draw(4)), "w": draw(5)}
     tx = bound(index)
@@ -90,14 +95,15 @@ def test_a_complex_tensor_is_two_real_ones(index):
     close(after, train(True)[0], rtol=1e-4, atol=1e-6)
 
 
+COUNT, ONES = jnp.arange(2, dtype=jnp.int32), jnp.ones(2, jnp.float32)
 BAD_LEAVES = [
-    ({"n": jnp.arange(2)}, {"n": jnp.arange(2)}, r"params\['n'\] is int32, and only floating and complex"),
-    ({"n": jnp.arange(2)}, {"n": jnp.ones(2)}, r"its gradient must be None, not float32; or leave it out with"),
+    ({"n": COUNT}, {"n": COUNT}, r"params\['n'\] is int32, and only floating and complex"),
+    ({"n": COUNT}, {"n": ONES}, r"its gradient must be None, not float32; or leave it out with"),
     ({"k": jax.random.key(0)}, {"k": jnp.ones(())}, r"params\['k'\] is key<fry>, and only"),
-    ({"w": jnp.ones(3)}, {"w": FLOAT0}, r"params\['w'\] is float32 and its gradient float0"),
-    ({"w": jnp.ones(2)}, {"w": 1j * jnp.ones(2)}, r"params\['w'\] is float32 and its gradient complex64: it must be"),
-    ({"w": jax.nn.relu}, {"w": jnp.ones(2)}, r"params\['w'\] is no array but .*: pass a tree of arrays"),
-    ({"w": jnp.ones(2)}, {"w": 1.0}, r"grads\['w'\] is no array but float: .* numbers as jnp.asarray\(number\)"),
+    ({"w": jnp.ones(3, jnp.float32)}, {"w": FLOAT0}, r"params\['w'\] is float32 and its gradient float0"),
+    ({"w": ONES}, {"w": 1j * ONES}, r"params\['w'\] is float32 and its gradient complex64: it must be"),
+    ({"w": jax.nn.relu}, {"w": ONES}, r"params\['w'\] is no array but .*: pass a tree of arrays"),
+    ({"w": ONES}, {"w": 1.0}, r"grads\['w'\] is no array but float: .* numbers as jnp.asarray\(number\)"),
     ([1.0], [1.0], r"params\[0\] is no array but float"),
 ]
 
@@ -105,7 +111,7 @@ BAD_LEAVES = [
 @ALL
 def test_leaves_that_cannot_be_used_are_named(index):
     tx = bound(index)
-    state = tx.init({"w": jnp.ones(2), "v": jnp.ones(2), "u": jnp.ones(2)})
+    state = tx.init({"w": ONES, "v": ONES, "u": ONES})
     for params, grads, message in BAD_LEAVES:
         with pytest.raises(ValueError, match=message):
             tx.update(grads, state, params, value=VALUE)

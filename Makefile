@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml
 	touch $@
 
 demo: $(STAMP)
-	rm -rf runs/demo
+	rm -rf runs/demo reports/demo
 	$(BIN)/metaopt train digits-quick --dir runs/demo
 	$(BIN)/metaopt evaluate small-fc-images --tasks mnist-8-mlp-32,digits-8-conv,quadratic-20 \
 	  --steps 500 --seeds 5 --out reports/demo

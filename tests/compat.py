@@ -27,7 +27,16 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BOUNDS = {bound.name: bound for bound in map(Requirement, PROJECT["dependencies"])}
 VARIED = ("jax", "flax", "optax")
 AGES = {"oldest": 0, "second oldest": 1, "second newest": -2, "newest": -1}  # positions in a sorted list of versions
-SUBJECTS = ("contract_optimizers", "checkpoint", "seal", "importers", "weight_types")
+SUBJECTS = (
+    "contract_optimizers",
+    "contract_leaves",
+    "contract_frameworks",
+    "grouping",
+    "checkpoint",
+    "seal",
+    "importers",
+    "weight_types",
+)
 TESTS = [f"tests/metaopt/test_{subject}.py" for subject in SUBJECTS]
 ROW = "{:<8} {:<14} {:<8} {:<8} {:<7} {:<4} {:>7} {:>7} {:>8}"
 
@@ -105,7 +114,7 @@ def install(python: Path, environment: Path, age: str) -> tuple[list[str], str]:
     if "none" in versions:
         bound = BOUNDS[VARIED[versions.index("none")]]
         return versions, f"pip offers no {bound}: is its index reached?"
-    tools = [tool for tool in PROJECT["optional-dependencies"]["dev"] if tool.startswith("pytest")]
+    tools = [tool for tool in PROJECT["optional-dependencies"]["dev"] if tool.startswith(("pytest", "equinox"))]
     pins = [f"{name}=={version}" for name, version in zip(VARIED, versions, strict=True)]
     wanted, installed = "\n".join([*PROJECT["dependencies"], *tools, *pins]), environment / "requirements.txt"
     if not installed.exists() or installed.read_text() != wanted:

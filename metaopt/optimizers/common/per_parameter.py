@@ -5,6 +5,7 @@ channel is one number, and the time features are folded into the bias of the fir
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,20 @@ from metaopt.optimizers.common.channels import TensorInputs, pack_inputs
 Channels = Callable[[TensorInputs], list[jax.Array]]
 Own = PyTree  # arrays of a tensor that all its parameters share, e.g. a step size
 Network = Callable[[Own, list[jax.Array], tuple[int, ...]], jax.Array]  # of normalized channels and their shape
+
+
+class _Rule(NamedTuple):
+    """What is done with every parameter, see ``apply``."""
+
+    network: Network
+    channels: Channels
+    axes: Sequence[int] | None
+    eps: float
+
+    def of_normalized(self, inputs: TensorInputs, scales: Sequence[jax.Array] | jax.Array, own: Own) -> jax.Array:
+        """The network's result for a tensor, or for a part of it, given the normalizers of its channels."""
+        normalized = [f * scale for f, scale in zip(self.channels(inputs), scales, strict=True)]
+        return self.network(own, normalized, inputs.param.shape)
 
 
 def apply(
@@ -46,18 +61,12 @@ def apply(
     # Where axes are fewer than a tensor has, it is a stack of things to normalize and no vector.
     whole = [axes is None or x.param.ndim <= len(axes) for x in inputs]
     groups = grouping.choose([x.param.shape for x in inputs], whole)
-    results: dict[int, jax.Array] = {}
-
-    def apply_to_group(apply_to: Callable[..., list[jax.Array]], indices: list[int]) -> None:
-        of_group = apply_to(network, channels, [inputs[i] for i in indices], [own[i] for i in indices], axes, eps)
-        results.update(zip(indices, of_group, strict=True))
-
-    for pack in groups.packs:
-        apply_to_group(_apply_to_pack, pack)
-    for stack in groups.stacks:
-        apply_to_group(_apply_to_stack, stack)
-    for i in groups.alone:
-        results[i] = _apply_to_tensor(network, channels, inputs[i], own[i], axes, eps)
+    rule = _Rule(network, channels, axes, eps)
+    results = {i: _apply_to_tensor(rule, inputs[i], own[i]) for i in groups.alone}
+    for apply_to, of_kind in ((_apply_to_pack, groups.packs), (_apply_to_stack, groups.stacks)):
+        for indices in of_kind:
+            of_group = apply_to(rule, [inputs[i] for i in indices], [own[i] for i in indices])
+            results.update(zip(indices, of_group, strict=True))
     return [results[i] for i in range(len(inputs))]
 
 
@@ -78,53 +87,32 @@ def root_mean_square(p: jax.Array) -> jax.Array:
     return jnp.sqrt(1e-9 + jnp.mean(p * p))
 
 
-def _apply_to_tensor(
-    network: Network, channels: Channels, inputs: TensorInputs, own: Own, axes: Sequence[int] | None, eps: float
-) -> jax.Array:
-    shape = inputs.param.shape
-    scales = normalizers(channels, inputs, axes, eps)
+def _apply_to_tensor(rule: _Rule, inputs: TensorInputs, own: Own) -> jax.Array:
+    scales = normalizers(rule.channels, inputs, rule.axes, rule.eps)
 
     def apply_to_tile(tile: TensorInputs) -> jax.Array:
-        normalized = [f * scale for f, scale in zip(channels(tile), scales, strict=True)]
-        return network(own, normalized, tile.param.shape)
+        return rule.of_normalized(tile, scales, own)
 
-    return tiling.elementwise(apply_to_tile, inputs, shape, axes)
+    return tiling.elementwise(apply_to_tile, inputs, inputs.param.shape, rule.axes)
 
 
-def _apply_to_stack(
-    network: Network,
-    channels: Channels,
-    inputs: Sequence[TensorInputs],
-    own: Sequence[Own],
-    axes: Sequence[int] | None,
-    eps: float,
-) -> list[jax.Array]:
+def _apply_to_stack(rule: _Rule, inputs: Sequence[TensorInputs], own: Sequence[Own]) -> list[jax.Array]:
     """One tensor after the other, all of one shape."""
 
     def apply_to_next(tensor: tuple[TensorInputs, Own]) -> jax.Array:
-        return _apply_to_tensor(network, channels, *tensor, axes, eps)
+        return _apply_to_tensor(rule, *tensor)
 
     return list(jax.lax.map(apply_to_next, _stack(list(zip(inputs, own, strict=True)))))
 
 
-def _apply_to_pack(
-    network: Network,
-    channels: Channels,
-    inputs: Sequence[TensorInputs],
-    own: Sequence[Own],
-    axes: Sequence[int] | None,
-    eps: float,
-) -> list[jax.Array]:
+def _apply_to_pack(rule: _Rule, inputs: Sequence[TensorInputs], own: Sequence[Own]) -> list[jax.Array]:
     """All rows of all tensors at once; each tensor is normalized as a whole."""
-    del axes
     places = packing.Packing([x.param.shape for x in inputs])
     rows = pack_inputs(places, inputs)
-    scales = jax.lax.rsqrt(eps + places.means(_squares_of(channels)(rows)))
+    scales = jax.lax.rsqrt(rule.eps + places.means(_squares_of(rule.channels)(rows)))
 
     def apply_to_row(row: tuple[TensorInputs, jax.Array, Own]) -> jax.Array:
-        of_row, scales, own = row
-        normalized = [f * scale for f, scale in zip(channels(of_row), scales, strict=True)]
-        return network(own, normalized, of_row.param.shape)
+        return rule.of_normalized(*row)
 
     return places.unpack(packing.map_rows(apply_to_row, (rows, *places.spread((scales, _stack(own))))))
 

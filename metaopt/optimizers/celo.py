@@ -17,6 +17,7 @@ from metaopt.optimizers.common import channels, features, per_parameter, recurre
 from metaopt.optimizers.common.features import NUM_PROGRESS_FEATURES
 from metaopt.optimizers.common.gradients import clip_and_zero_nan
 from metaopt.optimizers.common.moments import init_moments, update_moments
+from metaopt.optimizers.common.trees import each, from_tensors
 from metaopt.optimizers.common.velo_network import DECAYS, LAYER_SIZES
 
 RULES = ("mlp", "adam")
@@ -116,13 +117,12 @@ def build(config: Config = Config()) -> Learned:
             else:
                 moments = update_moments(DECAYS, state.moments, grads)
                 inputs = channels.all_inputs(params, grads, moments)
-                units = [per_parameter.root_mean_square(x.param) for x in inputs]
-                of_tensors = per_parameter.apply(network, channels.velo, inputs, units)
-                updates = jax.tree.unflatten(jax.tree.structure(params), of_tensors)
+                units = [each(lambda x: per_parameter.root_mean_square(x.param), x) for x in inputs]
+                updates = from_tensors(per_parameter.apply(network, channels.velo, inputs, units), params, params)
             return updates, State(state.step + 1, moments, lstm_state, losses)
 
         return rule.transformation(
-            init_state, update, name="celo", needs_value=config.scheduled, largest_gradient=jnp.inf
+            init_state, update, name="celo", stacks=True, needs_value=config.scheduled, largest_gradient=jnp.inf
         )
 
     return Learned(init, bind)

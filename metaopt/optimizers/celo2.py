@@ -17,6 +17,8 @@ from metaopt.optimizers.common import channels, per_parameter, roots, rule
 from metaopt.optimizers.common.channels import TensorInputs
 from metaopt.optimizers.common.gradients import clip_and_zero_nan
 from metaopt.optimizers.common.moments import Decays, Moments, init_moments, update_moments
+from metaopt.optimizers.common.stacking import Stacking
+from metaopt.optimizers.common.trees import Stack, alike, by_tensor, each, from_tensors
 
 DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.95,), factored=(0.9, 0.99, 0.999))
 VECTORS = ("adamw", "adam_uncorrected", "learned")
@@ -77,7 +79,7 @@ def build(config: Config = Config()) -> Learned:
         vector_weights = theta["network"] | {"w0": theta["network"]["w0"][:NUM_UNFACTORED]}
 
         def init_state(params: Params) -> State:
-            return State(jnp.zeros((), jnp.int32), init_moments(params, DECAYS))
+            return State(jnp.zeros((), jnp.int32), init_moments(_stacking(params).zeros(), DECAYS))
 
         def matrix_network(own: tuple, inputs: list[jax.Array], shape: tuple[int, ...]) -> jax.Array:
             del own
@@ -87,19 +89,17 @@ def build(config: Config = Config()) -> Learned:
             del own
             return mlp.apply(vector_weights, inputs, shape)[0]
 
-        def matrix_directions(inputs: list[TensorInputs]) -> list[jax.Array]:
+        def matrix_directions(inputs: list[TensorInputs | Stack]) -> list[jax.Array | Stack]:
             """The learned directions of tensors of rank 2 or more, of unit root mean square over each matrix."""
-            none = [()] * len(inputs)
-            directions = per_parameter.apply(matrix_network, _channels, inputs, none, axes=(-2, -1), eps=EPS)
+            directions = per_parameter.apply(matrix_network, _channels, inputs, axes=(-2, -1), eps=EPS)
             if config.orthogonalize:
-                directions = [orthogonalize(u) for u in directions]
-            return [u * jax.lax.rsqrt(EPS + jnp.mean(u * u, axis=(-2, -1), keepdims=True)) for u in directions]
+                directions = [each(orthogonalize, u) for u in directions]
+            return [each(_normalize_matrices, u) for u in directions]
 
-        def vector_directions(inputs: list[TensorInputs]) -> list[jax.Array]:
+        def vector_directions(inputs: list[TensorInputs | Stack]) -> list[jax.Array | Stack]:
             """The learned directions of vectors and scalars, of unit root mean square."""
-            none = [()] * len(inputs)
-            directions = per_parameter.apply(vector_network, _unfactored_channels, inputs, none, eps=EPS)
-            return [u * jax.lax.rsqrt(EPS + jnp.mean(u * u)) for u in directions]
+            directions = per_parameter.apply(vector_network, _unfactored_channels, inputs, eps=EPS)
+            return [each(_normalize, u) for u in directions]
 
         def adam_update(x: TensorInputs, step: jax.Array) -> jax.Array:
             """The update of AdamW, or of what the reference has in its place while it meta-trains."""
@@ -113,23 +113,28 @@ def build(config: Config = Config()) -> Learned:
 
         def update(grads: Params, state: State, params: Params, value: jax.Array | None) -> tuple[Params, State]:
             del value
-            grads = jax.tree.map(clip_and_zero_nan, grads)
+            stacking, kind_of = _stacking(params), jax.tree.leaves(kinds(params))
+            params, grads = stacking.stack(params), jax.tree.map(clip_and_zero_nan, stacking.stack(grads))
             moments = update_moments(DECAYS, state.moments, grads)
             step = state.step + 1
             inputs = channels.all_inputs(params, grads, moments)
-            is_learned = [kind == "matrix" or config.vectors == "learned" for kind in jax.tree.leaves(kinds(params))]
-            matrices = [i for i, x in enumerate(inputs) if is_learned[i] and x.param.ndim >= 2]
-            vectors = [i for i, x in enumerate(inputs) if is_learned[i] and x.param.ndim < 2]
+            is_learned = [config.vectors == "learned" or kind_of[i] == "matrix" for i in stacking.first_members]
+            ranks = [len(alike(p).shape) for p in by_tensor(params, params)]
+            matrices = [i for i, rank in enumerate(ranks) if is_learned[i] and rank >= 2]
+            vectors = [i for i, rank in enumerate(ranks) if is_learned[i] and rank < 2]
             directions = dict(zip(matrices, matrix_directions([inputs[i] for i in matrices]), strict=True))
             directions |= zip(vectors, vector_directions([inputs[i] for i in vectors]), strict=True)
 
-            def update_tensor(i: int, x: TensorInputs) -> jax.Array:
+            def learned_update(x: TensorInputs, direction: jax.Array) -> jax.Array:
+                return -config.learning_rate * (direction + config.weight_decay * x.param)
+
+            def update_tensor(i: int, x: TensorInputs | Stack) -> jax.Array | Stack:
                 if i not in directions:
-                    return adam_update(x, step)
-                return -config.learning_rate * (directions[i] + config.weight_decay * x.param)
+                    return each(lambda x: adam_update(x, step), x)
+                return each(learned_update, x, directions[i])
 
             updates = [update_tensor(i, x) for i, x in enumerate(inputs)]
-            return jax.tree.unflatten(jax.tree.structure(params), updates), State(step, moments)
+            return stacking.unstack(from_tensors(updates, params, params)), State(step, moments)
 
         return rule.transformation(init_state, update, name="celo2", largest_gradient=jnp.inf)
 
@@ -143,6 +148,21 @@ def kinds(params: Params) -> PyTree:
         return "vector" if p.ndim < 2 or "embed" in jax.tree_util.keystr(path).lower() else "matrix"
 
     return jax.tree.map_with_path(kind, params)
+
+
+def _stacking(params: Params) -> Stacking:
+    """Stacks of tensors of one kind."""
+    return Stacking(params, labels=jax.tree.leaves(kinds(params)))
+
+
+def _normalize(u: jax.Array) -> jax.Array:
+    """A vector with a root mean square of one."""
+    return u * jax.lax.rsqrt(EPS + jnp.mean(u * u))
+
+
+def _normalize_matrices(u: jax.Array) -> jax.Array:
+    """Matrices, over the last two axes, with a root mean square of one each."""
+    return u * jax.lax.rsqrt(EPS + jnp.mean(u * u, axis=(-2, -1), keepdims=True))
 
 
 def orthogonalize(u: jax.Array) -> jax.Array:

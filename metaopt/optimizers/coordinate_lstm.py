@@ -100,7 +100,7 @@ def build(config: Config = Config()) -> Learned:
             updates, (lstm_states,) = coordinates.map_coordinates(update_tensor, (grads, by_tensor), (state.lstm,))
             return updates, State(step, moments, lstm_states)
 
-        return rule.transformation(init_state, update, name=f"coordinate_lstm ({config.rule})")
+        return rule.transformation(init_state, update, name=f"coordinate_lstm ({config.rule})", stacks=True)
 
     return Learned(init, bind)
 

@@ -16,6 +16,7 @@ from metaopt.core import Key, Learned, Params, Theta
 from metaopt.nn import mlp
 from metaopt.optimizers.common import channels, features, per_parameter, rule
 from metaopt.optimizers.common.moments import Decays, Moments, init_moments, update_moments
+from metaopt.optimizers.common.trees import from_tensors
 
 DECAYS = Decays(momentum=(0.1, 0.5, 0.9, 0.99, 0.999, 0.9999), rms=(), factored=())
 
@@ -71,10 +72,10 @@ def build(config: Config = Config()) -> Learned:
                 return per_parameter.step(direction, log_size, config.step_multiplier, config.exp_multiplier)
 
             inputs = channels.all_inputs(params, grads, moments)
-            updates = per_parameter.apply(network, _channels, inputs, [()] * len(inputs))
-            return jax.tree.unflatten(jax.tree.structure(params), updates), State(state.step + 1, moments)
+            updates = from_tensors(per_parameter.apply(network, _channels, inputs), params, params)
+            return updates, State(state.step + 1, moments)
 
-        return rule.transformation(init_state, update, name="mlp")
+        return rule.transformation(init_state, update, name="mlp", stacks=True)
 
     return Learned(init, bind)
 

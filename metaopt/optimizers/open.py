@@ -17,12 +17,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from metaopt.core import Key, Learned, Params, PyTree, Theta
 from metaopt.nn import gru, mlp
 from metaopt.optimizers.common import coordinates, parameters, rule, tiling
 from metaopt.optimizers.common.accumulators import ema
+from metaopt.optimizers.common.stacking import Stacking
+from metaopt.optimizers.common.trees import bare, by_tensor, each
 
 MOMENTUM_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 NUM_INPUTS = 1 + 2 * (len(MOMENTUM_DECAYS) + 1) + 4
@@ -103,6 +106,7 @@ def build(config: Config = Config()) -> Learned:
             raise ValueError("open is told how far training is and needs its length: pass num_steps=")
 
         def init_state(params: Params) -> State:
+            params = Stacking(params).zeros()
             return State(
                 jnp.zeros((), jnp.int32),
                 tuple(jax.tree.map(jnp.zeros_like, params) for _ in MOMENTUM_DECAYS),
@@ -119,6 +123,11 @@ def build(config: Config = Config()) -> Learned:
             noise: PyTree | None,
         ) -> tuple[Params, State]:
             del value
+            stacking = Stacking(params)
+            of_user = (_depths(params), _dormancies(activations, params))  # by the names of tensors
+            depths, dormancies = map(stacking.stack, of_user)
+            noise = _noise(key, noise, params, stacking, config)
+            params, grads = stacking.stack(params), stacking.stack(grads)
             momentum = tuple(
                 jax.tree.map(functools.partial(ema, b), old, grads)
                 for b, old in zip(MOMENTUM_DECAYS, state.momentum, strict=True)
@@ -133,18 +142,14 @@ def build(config: Config = Config()) -> Learned:
                 u = config.step_multiplier * d * jnp.exp(config.exp_multiplier * a)
                 return u + config.noise_multiplier * e * z, (hidden,)
 
-            inputs = (
-                params,
-                grads,
-                jax.tree.map(lambda *m: m, *momentum),
-                _depths(params),
-                _dormancies(activations, params),
-                _noise(key, noise, params, config),
-            )
-            u, (hidden,) = coordinates.map_coordinates(update_tensor, inputs, (state.hidden,), _scales)
+            of_tensors = by_tensor((params, grads, momentum), params)
+            scales = jax.tree.structure(params).unflatten([bare(each(_scales, x)) for x in of_tensors])
+            by_decay = jax.tree.map(lambda *m: m, *momentum)
+            inputs = (params, grads, by_decay, depths, dormancies, noise, scales)
+            u, (hidden,) = coordinates.map_coordinates(update_tensor, inputs, (state.hidden,))
             total = sum(map(jnp.sum, jax.tree.leaves(u)))
             mean = total / max(1, sum(x.size for x in jax.tree.leaves(u)))
-            return jax.tree.map(lambda x: mean - x, u), State(state.step + 1, momentum, hidden)
+            return stacking.unstack(jax.tree.map(lambda x: mean - x, u)), State(state.step + 1, momentum, hidden)
 
         return rule.transformation(init_state, update, name="open", reads=("activations", "key", "noise"))
 
@@ -160,14 +165,13 @@ def _log_magnitude(x: jax.Array) -> jax.Array:
     return jnp.log(jnp.abs(x) + LOG_EPS)
 
 
-def _scales(p: jax.Array, g: jax.Array, momentum: tuple[jax.Array, ...], *others: Any) -> list[jax.Array]:
-    """For each channel ``rsqrt(1e-5 + mean of its square over the tensor)``."""
-    del others
+def _scales(tensor: tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]) -> list[jax.Array]:
+    """For each channel ``rsqrt(1e-5 + mean of its square over the tensor)``, of parameter, gradient and momenta."""
 
     def squares(tile: tuple) -> list[jax.Array]:
         return [f * f for f in _channels(*tile)]
 
-    return [jax.lax.rsqrt(1e-5 + mean) for mean in tiling.means(squares, (p, g, momentum), p.shape)]
+    return [jax.lax.rsqrt(1e-5 + mean) for mean in tiling.means(squares, tensor, tensor[0].shape)]
 
 
 def _inputs(channels: list[jax.Array], scales: list[jax.Array], unscaled: tuple) -> jax.Array:
@@ -246,20 +250,31 @@ def _dormancies(activations: PyTree | None, params: Params) -> PyTree:
     return dormancies
 
 
-def _noise(key: Key | None, noise: PyTree | None, params: Params, config: Config) -> PyTree:
-    """The noise of each tensor; zero for those that are not to get any."""
+def _noise(key: Key | None, noise: PyTree | None, params: Params, stacking: Stacking, config: Config) -> PyTree:
+    """The noise of each tensor, as ``stacking`` has it; zero for those that are not to get any."""
     tensors = jax.tree.leaves_with_path(params)
-    structure = jax.tree.structure(params)
-    if noise is not None:
-        draws = structure.flatten_up_to(noise)
-    elif key is not None:
-        draws = [jax.random.normal(jax.random.fold_in(key, i), p.shape) for i, (_, p) in enumerate(tensors)]
-    else:
-        draws = [0.0] * len(tensors)
     gets_noise = [not config.noisy or config.noisy in parameters.names(path) for path, _ in tensors]
     if noise is not None and not any(gets_noise):  # a key comes from every task, whatever its parameters are called
         names = ", ".join(sorted({parameters.names(path)[0] for path, _ in tensors if path}))
         raise ValueError(
             f"open: no parameter is under {config.noisy!r} to be given noise (there are {names}): set noisy"
         )
-    return structure.unflatten([z if noisy else 0.0 for noisy, z in zip(gets_noise, draws, strict=True)])
+    given = [] if noise is None else jax.tree.leaves(stacking.stack(noise))
+    noises: list[jax.Array | float] = []
+    for leaf, members in enumerate(stacking.members):
+        is_noisy, shape = np.array(gets_noise)[members], tensors[stacking.first_members[leaf]][1].shape
+        if not is_noisy.any() or (noise is None and key is None):
+            noises.append(0.0)
+            continue
+        z = given[leaf] if key is None or noise is not None else _draw(key, np.array(members), shape)
+        noises.append(z if is_noisy.all() else z * is_noisy.reshape(-1, *[1] * len(shape)))
+    return jax.tree.structure(stacking.zeros()).unflatten(noises)
+
+
+def _draw(key: Key, members: np.ndarray, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal noise of tensors, given their indices."""
+
+    def draw_tensor(i: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(key, i), shape)
+
+    return jax.vmap(draw_tensor)(members) if members.ndim else draw_tensor(members)

@@ -18,6 +18,7 @@ from metaopt.nn import mlp
 from metaopt.optimizers.common import channels, features, per_parameter, roots, rule
 from metaopt.optimizers.common.gradients import LARGEST_TO_THE_FOURTH
 from metaopt.optimizers.common.moments import Decays, Moments, init_moments, update_moments
+from metaopt.optimizers.common.trees import each, from_tensors
 
 INITIAL_DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.999,), factored=(0.9, 0.99, 0.999))
 SMALLEST_RMS = 0.03  # with relative steps, tensors with a smaller root mean square, e.g. zero biases, count as this
@@ -106,10 +107,12 @@ def build(config: Config = Config()) -> Learned:
                 return per_parameter.step(direction, log_size, size, config.exp_multiplier)
 
             inputs = channels.all_inputs(params, grads, moments)
-            units = [unit(x.param) if config.relative else () for x in inputs]
-            updates = per_parameter.apply(network, channels.small_fc, inputs, units)
-            return jax.tree.unflatten(jax.tree.structure(params), updates), State(state.step + 1, moments)
+            units = [each(lambda x: unit(x.param), x) for x in inputs] if config.relative else None
+            updates = from_tensors(per_parameter.apply(network, channels.small_fc, inputs, units), params, params)
+            return updates, State(state.step + 1, moments)
 
-        return rule.transformation(init_state, update, name="small_fc", largest_gradient=LARGEST_TO_THE_FOURTH)
+        return rule.transformation(
+            init_state, update, name="small_fc", stacks=True, largest_gradient=LARGEST_TO_THE_FOURTH
+        )
 
     return Learned(init, bind)

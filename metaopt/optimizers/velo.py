@@ -17,10 +17,11 @@ from metaopt.core import Key, Learned, Params, Theta
 from metaopt.nn import mlp
 from metaopt.nn.lstm import LSTMState
 from metaopt.optimizers.common import channels, features, per_parameter, recurrent, rule, statistics
+from metaopt.optimizers.common.channels import TensorInputs
 from metaopt.optimizers.common.features import NUM_PROGRESS_FEATURES
 from metaopt.optimizers.common.gradients import clip_and_zero_nan
 from metaopt.optimizers.common.moments import Decays, Moments, init_moments, update_moments
-from metaopt.optimizers.common.trees import by_tensor
+from metaopt.optimizers.common.trees import each, from_tensors, num_tensors, split
 from metaopt.optimizers.common.velo_network import DECAYS, LAYER_SIZES
 
 NUM_INPUTS = NUM_PROGRESS_FEATURES + statistics.NUM_STATISTICS
@@ -88,11 +89,10 @@ def build(config: Config = Config()) -> Learned:
         longest = 10 if config.bugged_loss_features else num_steps
 
         def init_state(params: Params) -> State:
-            num_tensors = len(jax.tree.leaves(params))
             return State(
                 jnp.zeros((), jnp.int32),
                 init_moments(params, DECAYS),
-                recurrent.initial_state(theta, num_tensors),
+                recurrent.initial_state(theta, num_tensors(params)),
                 features.init_losses(),
             )
 
@@ -102,7 +102,7 @@ def build(config: Config = Config()) -> Learned:
             grads = jax.tree.map(clip_and_zero_nan, grads)
             progress, losses = features.progress_features(state.step, num_steps, state.losses, value, longest)
 
-            of_tensors = statistics.of_tensors(jax.tree.leaves(params), by_tensor(state.moments, params))
+            of_tensors = statistics.of_tensors(params, state.moments)
             shared = jnp.broadcast_to(progress, (len(of_tensors), len(progress)))
             lstm_inputs = jnp.concatenate([shared, of_tensors], axis=1)
             lstm_state = recurrent.step(theta, lstm_inputs, state.recurrent)
@@ -110,12 +110,11 @@ def build(config: Config = Config()) -> Learned:
             mixed = mix(theta["bank"], recurrent.dense(theta["controls"], lstm_state.hidden))
             moments = update_moments(_decays_after(step_sizes), state.moments, grads)
 
-            def own(i: int, p: jax.Array) -> tuple[jax.Array, Theta]:
-                """The step size of a tensor and the weights of its network."""
-                scale = config.step_multiplier * step_sizes[i]
-                if config.relative:
-                    scale = scale * per_parameter.root_mean_square(p)
-                return scale, jax.tree.map(lambda w: w[i], mixed)
+            def scaled(x: TensorInputs, own: tuple[jax.Array, Theta]) -> tuple[jax.Array, Theta]:
+                """The step size of a tensor, in units of its parameters, and the weights of its network."""
+                step_size, weights = own
+                scale = config.step_multiplier * step_size
+                return scale * per_parameter.root_mean_square(x.param) if config.relative else scale, weights
 
             def network(own: tuple, inputs: list[jax.Array], shape: tuple[int, ...]) -> jax.Array:
                 scale, weights = own
@@ -123,13 +122,14 @@ def build(config: Config = Config()) -> Learned:
                 return per_parameter.step(direction, log_size, scale, config.exp_multiplier)
 
             inputs = channels.all_inputs(params, grads, moments)
-            owns = [own(i, x.param) for i, x in enumerate(inputs)]
-            of_tensors = per_parameter.apply(network, channels.velo, inputs, owns)
-            updates = jax.tree.unflatten(jax.tree.structure(params), of_tensors)
+            own = list(map(functools.partial(each, scaled), inputs, split((step_sizes, mixed), params)))
+            updates = from_tensors(per_parameter.apply(network, channels.velo, inputs, own), params, params)
             kept = state.recurrent if config.bugged_lstm_state else lstm_state
             return updates, State(state.step + 1, moments, kept, losses)
 
-        return rule.transformation(init_state, update, name="velo", needs_value=True, largest_gradient=jnp.inf)
+        return rule.transformation(
+            init_state, update, name="velo", stacks=True, needs_value=True, largest_gradient=jnp.inf
+        )
 
     return Learned(init, bind)
 

@@ -11,7 +11,7 @@ research/general_lopt/hyper_v2.py.
 import functools
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from metaopt.optimizers.common import roots
 from metaopt.optimizers.common.accumulators import preconditioners
 from metaopt.optimizers.common.moments import Moments
 from metaopt.optimizers.common.packing import Packing
-from metaopt.optimizers.common.trees import by_tensor
+from metaopt.optimizers.common.trees import by_tensor, each
 
 NUM_SMALL_FC_CHANNELS, NUM_VELO_CHANNELS = 28, 30
 
@@ -40,10 +40,9 @@ class TensorInputs(NamedTuple):
     is_vector: jax.Array | None = None  # for rows of a pack, whether the rank of their tensor is below 2
 
 
-def all_inputs(params: Params, grads: Params, moments: Moments) -> list[TensorInputs]:
-    """The inputs of each tensor, in the order of ``jax.tree.leaves``."""
-    tensors = zip(*map(jax.tree.leaves, (params, grads)), by_tensor(moments, params), strict=True)
-    return [tensor_inputs(p, g, of_tensor) for p, g, of_tensor in tensors]
+def all_inputs(params: Params, grads: Params, moments: Moments) -> list[Any]:
+    """The TensorInputs of each leaf, or a Stack of them, in the order of ``jax.tree.leaves``."""
+    return [each(lambda x: tensor_inputs(*x), x) for x in by_tensor((params, grads, moments), params)]
 
 
 def tensor_inputs(p: jax.Array, g: jax.Array, moments: Moments) -> TensorInputs:
@@ -65,11 +64,11 @@ def tensor_inputs(p: jax.Array, g: jax.Array, moments: Moments) -> TensorInputs:
 
 
 def pack_inputs(places: Packing, inputs: Sequence[TensorInputs]) -> TensorInputs:
-    """The inputs of a pack of tensors, (rows, WIDTH) each."""
+    """The inputs of a pack of tensors, (rows, WIDTH) each; for a stack, arrays with its leading axis."""
     one = jnp.ones(())
     alike = [x._replace(preconditioners=tuple((*f, one)[:2] for f in x.preconditioners)) for x in inputs]
     rows = jax.tree.map(lambda *arrays: places.pack(arrays), *alike)
-    is_vector = jnp.array([x.param.ndim < 2 for x in inputs])
+    is_vector = jnp.array([rank < 2 for rank in places.ranks])
     return rows._replace(is_vector=places.spread(is_vector)[:, None])
 
 

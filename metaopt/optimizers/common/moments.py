@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from metaopt.core import Params, PyTree
 from metaopt.optimizers.common.accumulators import Factored, ema, init_factored, update_factored
+from metaopt.optimizers.common.trees import by_tensor, each, from_tensors
 
 
 class Decays(NamedTuple):
@@ -60,6 +61,5 @@ def update_moments(decays: Decays, moments: Moments, grads: Params) -> Moments:
 
 def _map_factored(f: Callable[..., Factored], *trees: PyTree) -> Factored:
     """``f`` of the tensors in these trees, gathered in two trees like the first."""
-    structure = jax.tree.structure(trees[0])
-    of_tensors = [f(*leaves) for leaves in zip(*map(structure.flatten_up_to, trees), strict=True)]
-    return Factored(*(structure.unflatten([getattr(x, name) for x in of_tensors]) for name in Factored._fields))
+    of_tensors = [each(lambda leaves: f(*leaves), leaves) for leaves in by_tensor(trees, trees[0])]
+    return from_tensors(of_tensors, Factored(trees[0], trees[0]), trees[0])

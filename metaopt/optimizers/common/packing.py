@@ -9,6 +9,7 @@ infinity that nobody reads still makes derivatives NaN.)
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,35 +21,56 @@ from metaopt.optimizers.common import tiling
 WIDTH = 128  # elements of a row
 
 
+class Alike(NamedTuple):
+    """A tensor, or a stack of them."""
+
+    shape: tuple[int, ...]  # of one tensor
+    num: int | None = None  # the number of tensors in a stack
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        """The shape of the array that holds the tensor or the stack."""
+        return self.shape if self.num is None else (self.num, *self.shape)
+
+
 class Packing:
     """The places of tensors in a pack.
 
     Args:
-      shapes: shapes of the tensors, with numbers of rows that do not fall.
+      tensors: the tensors, and stacks of them, with numbers of rows that do not fall.
+
+    Attributes:
+      ranks: the rank of each tensor, those of a stack one by one, in the order of all arrays with a row for
+        each tensor.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]]):
-        self._shapes = shapes
+    def __init__(self, tensors: Sequence[Alike]):
+        self._tensors = tensors
+        shapes = [x.shape for x in tensors for _ in range(x.num or 1)]
+        self.ranks = [len(shape) for shape in shapes]
         self._sizes = [math.prod(shape) for shape in shapes]
         self._num_rows = [num_rows(shape) for shape in shapes]
         # Tensors with equally many rows are a block: a sum over each is one reduction, without a scatter.
         self._blocks = [(rows, len(list(group))) for rows, group in itertools.groupby(self._num_rows)]
 
     def pack(self, arrays: Sequence[jax.Array]) -> jax.Array:
-        """(rows, WIDTH) elements of arrays broadcastable to the tensors."""
+        """(rows, WIDTH) elements of arrays broadcastable to the tensors and stacks."""
         padded = []
-        for x, shape, size, rows in zip(arrays, self._shapes, self._sizes, self._num_rows, strict=True):
-            elements = jnp.broadcast_to(x, shape).ravel()
-            padded.append(jnp.pad(elements, (0, rows * WIDTH - size), constant_values=1))
+        for x, tensors in zip(arrays, self._tensors, strict=True):
+            elements = jnp.broadcast_to(x, tensors.full_shape).reshape(tensors.num or 1, -1)
+            num_padding = num_rows(tensors.shape) * WIDTH - elements.shape[1]
+            padded.append(jnp.pad(elements, ((0, 0), (0, num_padding)), constant_values=1).ravel())
         return jnp.concatenate(padded).reshape(-1, WIDTH)
 
     def unpack(self, rows: jax.Array) -> list[jax.Array]:
-        """The tensors in (rows, WIDTH) elements."""
-        tensors, begin, elements = [], 0, rows.ravel()
-        for shape, size, num in zip(self._shapes, self._sizes, self._num_rows, strict=True):
-            tensors.append(elements[begin : begin + size].reshape(shape))
-            begin += num * WIDTH
-        return tensors
+        """The tensors and stacks in (rows, WIDTH) elements."""
+        arrays, begin = [], 0
+        for tensors in self._tensors:
+            end = begin + (tensors.num or 1) * num_rows(tensors.shape)
+            elements = rows[begin:end].reshape(tensors.num or 1, -1)[:, : math.prod(tensors.shape)]
+            arrays.append(elements.reshape(tensors.full_shape))
+            begin = end
+        return arrays
 
     def means(self, arrays: Sequence[jax.Array]) -> jax.Array:
         """The mean over each tensor of arrays (rows, WIDTH); (tensors, arrays)."""

@@ -4,6 +4,7 @@ A complex tensor is two of them, its real and its imaginary part, as everywhere 
 be trained stays as it is and has no state: integers, keys, functions, tensors without elements.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt.core import Params, PyTree
+from metaopt.optimizers.common import stacking
+from metaopt.optimizers.common.stacking import Stacking
 
 PARTS = ("real part", "imaginary part")
 
@@ -20,29 +23,36 @@ class Parameters:
     """Translates between a user's tree of parameters and what a rule sees.
 
     A rule sees the user's tree, with None in place of what is not trained. If any tensor is complex it
-    sees a dict of two such trees by the names in PARTS, the second with None for what is real.
+    sees a dict of two such trees by the names in PARTS, the second with None for what is real. Where there
+    are stacks, see ``stacking``, it sees that as a ``Stacked`` tree.
+
+    Args:
+      params: the user's tree.
+      stacks: whether many small tensors of one shape are stacked.
 
     Attributes:
       leaves: the leaves of the user's tree.
       has_complex: whether any is complex.
     """
 
-    def __init__(self, params: Params):
+    def __init__(self, params: Params, stacks: bool = False):
         self.leaves = jax.tree.leaves(params)
         self.has_complex = any(map(_is_complex, self.leaves))
         self._structure = jax.tree.structure(params)
+        shapes = self._to_parts(self.leaves, real=_shape, imaginary=_shape)
+        self._stacking = Stacking(shapes, fewest=stacking.FEWEST if stacks else math.inf)
 
     def to_rule(self, values: Sequence[Any]) -> PyTree:
         """What the rule sees of one array for each leaf."""
-        pairs = list(zip(self.leaves, values, strict=True))
-        real = self._structure.unflatten([_float32(jnp.real(x)) if is_trained(p) else None for p, x in pairs])
-        if not self.has_complex:
-            return real
-        imaginary = [_float32(jnp.imag(x)) if _is_complex(p) else None for p, x in pairs]
-        return {PARTS[0]: real, PARTS[1]: self._structure.unflatten(imaginary)}
+        return self._stacking.stack(self._to_parts(values, real=_real, imaginary=_imaginary))
+
+    def zeros(self) -> PyTree:
+        """What the rule sees of zeros."""
+        return self._stacking.zeros()
 
     def to_user(self, tree: PyTree, fill: Callable[[Any], Any]) -> PyTree:
         """The inverse of ``to_rule``, in the dtypes of the parameters; ``fill(p)`` for what is not trained."""
+        tree = self._stacking.unstack(tree)
         parts = [tree[part] for part in PARTS] if self.has_complex else [tree, tree]
         real, imaginary = map(self._structure.flatten_up_to, parts)
 
@@ -53,6 +63,15 @@ class Parameters:
 
         return self._structure.unflatten(list(map(join, self.leaves, real, imaginary)))
 
+    def _to_parts(self, values: Sequence[Any], real: Callable[[Any], Any], imaginary: Callable[[Any], Any]) -> PyTree:
+        """The tree, or the dict of two, with functions of the values in it."""
+        pairs = list(zip(self.leaves, values, strict=True))
+        of_real = self._structure.unflatten([real(x) if is_trained(p) else None for p, x in pairs])
+        if not self.has_complex:
+            return of_real
+        of_imaginary = self._structure.unflatten([imaginary(x) if _is_complex(p) else None for p, x in pairs])
+        return {PARTS[0]: of_real, PARTS[1]: of_imaginary}
+
 
 def names(path: tuple) -> tuple[str, ...]:
     """The names on the path of a tensor that a rule sees, as they are in the user's tree."""
@@ -60,8 +79,8 @@ def names(path: tuple) -> tuple[str, ...]:
     return found[1:] if found[:1] in ((PARTS[0],), (PARTS[1],)) else found
 
 
-def shapes(params: Params) -> PyTree:
-    """Zeros in the place of parameters: what a rule's ``init`` sees, for a state depends on nothing but shapes.
+def zeros(params: Params, stacks: bool = False) -> PyTree:
+    """What a rule's ``init`` sees of parameters, for a state depends on nothing but shapes.
 
     Raises:
       ValueError: naming the first leaf that is no array.
@@ -69,9 +88,7 @@ def shapes(params: Params) -> PyTree:
     for path, p in jax.tree.leaves_with_path(params):
         if not _is_array(p):
             raise ValueError(_no_array("params", path, p))
-    parameters = Parameters(params)
-    zeros = [jnp.zeros(p.shape, p.dtype) if is_trained(p) else p for p in parameters.leaves]
-    return parameters.to_rule(zeros)
+    return Parameters(params, stacks).zeros()
 
 
 def match_gradients(grads: PyTree, params: Params) -> list[Any]:
@@ -146,8 +163,16 @@ def _is_none(x: Any) -> bool:
     return x is None
 
 
-def _float32(x: Any) -> jax.Array:
-    return jnp.asarray(x, jnp.float32)
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, jnp.float32)
+
+
+def _real(x: Any) -> jax.Array:
+    return jnp.asarray(jnp.real(x), jnp.float32)
+
+
+def _imaginary(x: Any) -> jax.Array:
+    return jnp.asarray(jnp.imag(x), jnp.float32)
 
 
 def _text(path: tuple) -> str:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from metaopt.core import PyTree, Theta
 from metaopt.optimizers.common import grouping, packing, tiling
 from metaopt.optimizers.common.channels import TensorInputs, pack_inputs
+from metaopt.optimizers.common.trees import Stack, alike, bare, each, join
 
 Channels = Callable[[TensorInputs], list[jax.Array]]
 Own = PyTree  # arrays of a tensor that all its parameters share, e.g. a step size
@@ -36,12 +37,12 @@ class _Rule(NamedTuple):
 def apply(
     network: Network,
     channels: Channels,
-    inputs: Sequence[TensorInputs],
-    own: Sequence[Own],
+    inputs: Sequence[TensorInputs | Stack],
+    own: Sequence[Own | Stack] | None = None,
     *,
     axes: Sequence[int] | None = None,
     eps: float = 1e-5,
-) -> list[jax.Array]:
+) -> list[jax.Array | Stack]:
     """``network(own, f / sqrt(eps + mean(f^2)))`` for every parameter of every tensor.
 
     Small tensors are computed together, see ``grouping``, and large ones tile by tile.
@@ -50,20 +51,22 @@ def apply(
       network: function of what the tensor has for its own, of normalized channels, and of the shape of
         the result; it works element by element.
       channels: function from the inputs of a tensor, or of a part of it, to its channels f.
-      inputs: inputs of each tensor.
-      own: what each tensor has for its own.
+      inputs: inputs of each tensor; a Stack of them for the tensors of a stack.
+      own: what each tensor has for its own, () by default.
       axes: axes that the mean square of a channel is taken over, the last ones; None for all.
       eps: constant under the square root of the normalizer.
 
     Returns:
-      An array of its shape for each tensor.
+      An array of its shape for each tensor, a Stack of them for a stack.
     """
+    own = [each(_nothing, x) for x in inputs] if own is None else own
+    tensors = [alike(each(lambda tensor: tensor.param, x)) for x in inputs]
     # Where axes are fewer than a tensor has, it is a stack of things to normalize and no vector.
-    whole = [axes is None or x.param.ndim <= len(axes) for x in inputs]
-    groups = grouping.choose([x.param.shape for x in inputs], whole)
+    whole = [axes is None or len(x.shape) <= len(axes) for x in tensors]
+    groups = grouping.choose(tensors, whole)
     rule = _Rule(network, channels, axes, eps)
-    results = {i: _apply_to_tensor(rule, inputs[i], own[i]) for i in groups.alone}
-    for apply_to, of_kind in ((_apply_to_pack, groups.packs), (_apply_to_stack, groups.stacks)):
+    results = {i: _apply_alone(rule, inputs[i], own[i]) for i in groups.alone}
+    for apply_to, of_kind in ((_apply_to_pack, groups.packs), (_apply_in_turn, groups.stacks)):
         for indices in of_kind:
             of_group = apply_to(rule, [inputs[i] for i in indices], [own[i] for i in indices])
             results.update(zip(indices, of_group, strict=True))
@@ -96,30 +99,40 @@ def _apply_to_tensor(rule: _Rule, inputs: TensorInputs, own: Own) -> jax.Array:
     return tiling.elementwise(apply_to_tile, inputs, inputs.param.shape, rule.axes)
 
 
-def _apply_to_stack(rule: _Rule, inputs: Sequence[TensorInputs], own: Sequence[Own]) -> list[jax.Array]:
-    """One tensor after the other, all of one shape."""
+def _apply_alone(rule: _Rule, inputs: TensorInputs | Stack, own: Own | Stack) -> jax.Array | Stack:
+    """One tensor, or the tensors of a stack one after the other."""
+    if not isinstance(inputs, Stack):
+        return _apply_to_tensor(rule, inputs, own)
 
     def apply_to_next(tensor: tuple[TensorInputs, Own]) -> jax.Array:
         return _apply_to_tensor(rule, *tensor)
 
-    return list(jax.lax.map(apply_to_next, _stack(list(zip(inputs, own, strict=True)))))
+    return Stack(jax.lax.map(apply_to_next, (inputs.of_tensors, own.of_tensors)))
 
 
-def _apply_to_pack(rule: _Rule, inputs: Sequence[TensorInputs], own: Sequence[Own]) -> list[jax.Array]:
+def _apply_in_turn(rule: _Rule, inputs: Sequence[TensorInputs], own: Sequence[Own]) -> list[jax.Array]:
+    """Tensors of one shape, one after the other."""
+    return list(_apply_alone(rule, Stack(join(inputs)), Stack(join(own))).of_tensors)
+
+
+def _apply_to_pack(
+    rule: _Rule, inputs: Sequence[TensorInputs | Stack], own: Sequence[Own | Stack]
+) -> list[jax.Array | Stack]:
     """All rows of all tensors at once; each tensor is normalized as a whole."""
-    places = packing.Packing([x.param.shape for x in inputs])
-    rows = pack_inputs(places, inputs)
+    places = packing.Packing([alike(each(lambda tensor: tensor.param, x)) for x in inputs])
+    rows = pack_inputs(places, [bare(x) for x in inputs])
     scales = jax.lax.rsqrt(rule.eps + places.means(_squares_of(rule.channels)(rows)))
 
     def apply_to_row(row: tuple[TensorInputs, jax.Array, Own]) -> jax.Array:
         return rule.of_normalized(*row)
 
-    return places.unpack(packing.map_rows(apply_to_row, (rows, *places.spread((scales, _stack(own))))))
+    of_tensors = places.unpack(packing.map_rows(apply_to_row, (rows, *places.spread((scales, join(own))))))
+    return [Stack(u) if isinstance(x, Stack) else u for u, x in zip(of_tensors, inputs, strict=True)]
 
 
-def _stack(trees: Sequence[PyTree]) -> PyTree:
-    """A tree of stacked arrays."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+def _nothing(inputs: TensorInputs) -> Own:
+    del inputs
+    return ()
 
 
 def normalizers(channels: Channels, inputs: TensorInputs, axes: Sequence[int] | None, eps: float) -> list[jax.Array]:

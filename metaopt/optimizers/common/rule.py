@@ -13,7 +13,7 @@ import optax
 
 from metaopt.core import Params, PyTree
 from metaopt.optimizers.common.gradients import LARGEST_SQUARED, zero_unusable
-from metaopt.optimizers.common.parameters import Parameters, match_gradients, shapes, unchanged
+from metaopt.optimizers.common.parameters import Parameters, match_gradients, unchanged, zeros
 
 
 def transformation(
@@ -24,6 +24,7 @@ def transformation(
     needs_value: bool = False,
     reads: Sequence[str] = (),
     largest_gradient: float = LARGEST_SQUARED,
+    stacks: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps a float32 update rule as an Optax transformation.
 
@@ -41,6 +42,8 @@ def transformation(
       reads: further keywords of ``update`` that are passed on; None where not given.
       largest_gradient: the largest entry that the rule can work with; infinity for a rule that has
         its own way with all of them.
+      stacks: whether the rule works with trees that are ``Stacked``, and so sees many small tensors of one
+        shape as one.
 
     Returns:
       A transformation that keeps its accumulators in float32 and returns updates
@@ -54,14 +57,14 @@ def transformation(
     """
 
     def init_fn(params: Params) -> Any:
-        return _narrow(init(shapes(params)))
+        return _narrow(init(zeros(params, stacks)))
 
     def update_fn(updates, state, params=None, *, value=None, **extra_args):
         if params is None:
             raise ValueError(f"{name} needs the parameters: call update(grads, state, params)")
         if needs_value:
             _check_value(name, value)
-        parameters = Parameters(params)
+        parameters = Parameters(params, stacks)
         grads = match_gradients(updates, params)
         given = [unchanged(p) if g is None else g for p, g in zip(parameters.leaves, grads, strict=True)]
         rule_grads = jax.tree.map(lambda g: zero_unusable(g, largest_gradient), parameters.to_rule(given))

@@ -3,14 +3,18 @@
 Source: google/learned_optimization, research/general_lopt/hyper_v2.py.
 """
 
+import itertools
+import operator
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metaopt.core import Params
 from metaopt.optimizers.common import grouping, packing, tiling
 from metaopt.optimizers.common.moments import Moments
+from metaopt.optimizers.common.trees import Stack, alike, bare, by_tensor, each, num_tensors, split
 from metaopt.optimizers.common.velo_network import DECAYS
 
 NUM_RANKS = 5  # ranks 0 to 4, one-hot
@@ -20,25 +24,34 @@ NUM_STATISTICS = 1 + NUM_RANKS + 2 * len(DECAYS.momentum)
 Arrays = tuple[jax.Array, tuple[jax.Array, ...], jax.Array]  # parameters, momenta, second moment
 
 
-def of_tensors(params: Sequence[jax.Array], moments: Sequence[Moments]) -> jax.Array:
+def of_tensors(params: Params, moments: Moments) -> jax.Array:
     """The (tensors, 12) statistics of tensors, from their accumulators before the current gradient.
 
     In units of the parameters' root mean square k, with v the second moment and m the
     momenta: log mean(k v), the rank one-hot, log var(k m), log mean((k v - mean(k m))^2).
     The last one, and k instead of k^2 before v, are mistakes that the published weights rely on.
     """
-    arrays: list[Arrays] = [(p, of_p.momentum, *of_p.rms) for p, of_p in zip(params, moments, strict=True)]
-    groups = grouping.choose([p.shape for p in params], [True] * len(params))
+    arrays = by_tensor((params, moments.momentum, *moments.rms), params)
+    tensors = [alike(p) for p in by_tensor(params, params)]
+    groups = grouping.choose(tensors, [True] * len(tensors))
     alone = [*groups.alone, *(i for stack in groups.stacks for i in stack)]
     means = [_means_of_pack([arrays[i] for i in pack]) for pack in groups.packs]
-    means += [_means_of_tensor(arrays[i]) for i in alone]
-    place = np.argsort([*(i for pack in groups.packs for i in pack), *alone])
+    means += [_means_alone(arrays[i]) for i in alone]
+    rows = split(np.arange(num_tensors(params)), params)
+    place = np.argsort(np.concatenate([np.ravel(bare(rows[i])) for i in [*itertools.chain(*groups.packs), *alone]]))
     first, second = (jnp.concatenate(parts)[place] for parts in zip(*means, strict=True))
     square, mean_rms = first[:, :1], first[:, 1:2]
     unit = jax.lax.rsqrt(jnp.maximum(1e-9, square))
-    ranks = np.array([sum(size > 1 for size in p.shape) for p in params])
+    ranks = np.array([sum(size > 1 for size in x.shape) for x in tensors for _ in range(x.num or 1)])
     columns = [_clipped_log(unit * mean_rms), jax.nn.one_hot(ranks, NUM_RANKS), _clipped_log(unit**2 * second)]
     return jnp.concatenate(columns, axis=1)
+
+
+def _means_alone(arrays: Arrays | Stack) -> tuple[jax.Array, jax.Array]:
+    """The means of a tensor, or of the tensors of a stack, see ``_means_of_tensor``."""
+    if not isinstance(arrays, Stack):
+        return _means_of_tensor(arrays)
+    return jax.tree.map(lambda x: x[:, 0], jax.lax.map(_means_of_tensor, arrays.of_tensors))
 
 
 def _means_of_tensor(arrays: Arrays) -> tuple[jax.Array, jax.Array]:
@@ -50,10 +63,10 @@ def _means_of_tensor(arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     return jnp.stack(first).reshape(1, -1), jnp.stack(second).reshape(1, -1)
 
 
-def _means_of_pack(arrays: Sequence[Arrays]) -> tuple[jax.Array, jax.Array]:
+def _means_of_pack(arrays: Sequence[Arrays | Stack]) -> tuple[jax.Array, jax.Array]:
     """The same of several tensors, (tensors, 5) and (tensors, 6)."""
-    places = packing.Packing([p.shape for p, *_ in arrays])
-    rows: Arrays = jax.tree.map(lambda *of_tensors: places.pack(of_tensors), *arrays)
+    places = packing.Packing([alike(each(operator.itemgetter(0), x)) for x in arrays])
+    rows: Arrays = jax.tree.map(lambda *of_tensors: places.pack(of_tensors), *map(bare, arrays))
     first = places.means(_first_powers(rows))
     of_rows = places.spread(first[:, 2:])
     return first, places.means(_squared_distances(rows, [of_rows[:, i, None] for i in range(of_rows.shape[1])]))

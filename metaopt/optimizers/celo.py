@@ -122,7 +122,7 @@ def build(config: Config = Config()) -> Learned:
             return updates, State(state.step + 1, moments, lstm_state, losses)
 
         return rule.transformation(
-            init_state, update, name="celo", stacks=True, needs_value=config.scheduled, largest_gradient=jnp.inf
+            init_state, update, name="celo", needs_value=config.scheduled, largest_gradient=jnp.inf, stacks=True
         )
 
     return Learned(init, bind)

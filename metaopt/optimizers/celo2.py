@@ -18,7 +18,7 @@ from metaopt.optimizers.common.channels import TensorInputs
 from metaopt.optimizers.common.gradients import clip_and_zero_nan
 from metaopt.optimizers.common.moments import Decays, Moments, init_moments, update_moments
 from metaopt.optimizers.common.stacking import Stacking
-from metaopt.optimizers.common.trees import Stack, alike, by_tensor, each, from_tensors
+from metaopt.optimizers.common.trees import Stack, each, from_tensors, tensors
 
 DECAYS = Decays(momentum=(0.9, 0.99, 0.999), rms=(0.95,), factored=(0.9, 0.99, 0.999))
 VECTORS = ("adamw", "adam_uncorrected", "learned")
@@ -119,7 +119,7 @@ def build(config: Config = Config()) -> Learned:
             step = state.step + 1
             inputs = channels.all_inputs(params, grads, moments)
             is_learned = [config.vectors == "learned" or kind_of[i] == "matrix" for i in stacking.first_members]
-            ranks = [len(alike(p).shape) for p in by_tensor(params, params)]
+            ranks = [len(tensor.shape) for tensor in tensors(params)]
             matrices = [i for i, rank in enumerate(ranks) if is_learned[i] and rank >= 2]
             vectors = [i for i, rank in enumerate(ranks) if is_learned[i] and rank < 2]
             directions = dict(zip(matrices, matrix_directions([inputs[i] for i in matrices]), strict=True))

@@ -140,7 +140,7 @@ def build(config: Config = Config()) -> Learned:
 
             return coordinates.map_coordinates(update_tensor, (params, grads, grads_x), state)
 
-        return rule.transformation(init_state, update, name="l2o_pa", stacks=True, reads=("value_fn",))
+        return rule.transformation(init_state, update, name="l2o_pa", reads=("value_fn",), stacks=True)
 
     return Learned(init, bind)
 

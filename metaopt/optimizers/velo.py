@@ -21,7 +21,7 @@ from metaopt.optimizers.common.channels import TensorInputs
 from metaopt.optimizers.common.features import NUM_PROGRESS_FEATURES
 from metaopt.optimizers.common.gradients import clip_and_zero_nan
 from metaopt.optimizers.common.moments import Decays, Moments, init_moments, update_moments
-from metaopt.optimizers.common.trees import each, from_tensors, num_tensors, split
+from metaopt.optimizers.common.trees import each, from_tensors, split, tensors
 from metaopt.optimizers.common.velo_network import DECAYS, LAYER_SIZES
 
 NUM_INPUTS = NUM_PROGRESS_FEATURES + statistics.NUM_STATISTICS
@@ -92,7 +92,7 @@ def build(config: Config = Config()) -> Learned:
             return State(
                 jnp.zeros((), jnp.int32),
                 init_moments(params, DECAYS),
-                recurrent.initial_state(theta, num_tensors(params)),
+                recurrent.initial_state(theta, sum(x.count for x in tensors(params))),
                 features.init_losses(),
             )
 
@@ -122,7 +122,7 @@ def build(config: Config = Config()) -> Learned:
                 return per_parameter.step(direction, log_size, scale, config.exp_multiplier)
 
             inputs = channels.all_inputs(params, grads, moments)
-            own = list(map(functools.partial(each, scaled), inputs, split((step_sizes, mixed), params)))
+            own = list(map(functools.partial(each, scaled), inputs, split((step_sizes, mixed), tensors(params))))
             updates = from_tensors(per_parameter.apply(network, channels.velo, inputs, own), params, params)
             kept = state.recurrent if config.bugged_lstm_state else lstm_state
             return updates, State(state.step + 1, moments, kept, losses)

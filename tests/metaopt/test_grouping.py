@@ -1,15 +1,14 @@
 """Tensors that are computed together get the updates that they get alone."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from metaopt import families
-from metaopt.optimizers.common import coordinates, grouping, packing
+from metaopt.optimizers.common import grouping, packing
 from metaopt.optimizers.common.grouping import Groups
+from metaopt.optimizers.common.packing import Alike
 
 # A scalar, vectors of one row and of several, a tensor of rank 3, as many matrices as make a pack, and a stack.
 SHAPES = [(), (5,), (300,), (128,), (2, 4, 3), (4, 3), (4, 3), (3, 7), (16, 9), (90, 50), (90, 50)]
@@ -28,9 +27,9 @@ def draw(seed: int) -> list[jax.Array]:
     return [jax.random.normal(key, shape) for key, shape in zip(keys, SHAPES, strict=True)]
 
 
-def alone(shapes, whole):
+def alone(tensors, whole):
     del whole
-    return Groups([], [], list(range(len(shapes))))
+    return Groups([], [], list(range(len(tensors))))
 
 
 @pytest.mark.parametrize("family, settings", FAMILIES, ids=lambda x: x if isinstance(x, str) else "")
@@ -48,33 +47,13 @@ def test_groups_change_no_update(monkeypatch, family, settings):
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-7 * float(jnp.max(jnp.abs(b))))
 
 
-@pytest.mark.parametrize(
-    "family, settings",
-    [("coordinate_lstm", {}), ("coordinate_lstm", {"rule": "rnnprop"}), ("l2o_pa", {"heads": "p,a,b1"}), ("open", {})],
-    ids=["l2o_dm", "rnnprop", "l2o_pa", "open"],
-)
-def test_coordinates_of_many_tensors_of_one_shape_are_updated_as_those_of_each(monkeypatch, family, settings):
-    learned = families.build(family, **settings)
-    tx = learned.bind(learned.init(jax.random.key(0)), num_steps=10)
-    keys = jax.random.split(jax.random.key(4), 3)
-    params, *grads = [[jax.random.normal(k, (2, 3)) for k in jax.random.split(key, 8)] for key in keys]
-    params.append(jnp.ones(5))
-    grads = [[*g, jnp.linspace(-1.0, 1.0, 5)] for g in grads]
-    found = []
-    for fewest in (8, 9):
-        monkeypatch.setattr(coordinates, "FEWEST_ALIKE", fewest)
-        update, state = jax.jit(functools.partial(tx.update, key=jax.random.key(0))), tx.init(params)
-        for g in grads:
-            updates, state = update(g, state, params)
-        found.append((updates, state))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), *found)
-
-
 def test_which_tensors_are_grouped():
-    assert grouping.choose(SHAPES, [True] * len(SHAPES)) == GROUPS
+    assert grouping.choose(list(map(Alike, SHAPES)), [True] * len(SHAPES)) == GROUPS
     few = [(4, 3), (4, 3), (3, 7), (5,), (300, 300), (300, 300)]
-    assert grouping.choose(few, [True] * 6) == Groups([], [[0, 1]], [2, 3, 4, 5])
-    assert grouping.choose([(2, 3)] * 6, [False] * 6) == Groups([], [list(range(6))], [])
+    assert grouping.choose(list(map(Alike, few)), [True] * 6) == Groups([], [[0, 1]], [2, 3, 4, 5])
+    assert grouping.choose([Alike((2, 3))] * 6, [False] * 6) == Groups([], [list(range(6))], [])
+    stacks = [Alike((5,), 8), Alike((4, 3), 8), Alike((90, 50), 8), Alike((90, 50))]
+    assert grouping.choose(stacks, [True] * 4) == Groups([[0], [1]], [], [2, 3])
 
 
 def test_groups_are_bounded():
@@ -86,7 +65,7 @@ def test_groups_are_bounded():
 def test_a_pack_returns_its_tensors_and_their_means():
     order = GROUPS.packs[0]
     tensors = [draw(3)[i] for i in order]
-    places = packing.Packing([SHAPES[i] for i in order])
+    places = packing.Packing([Alike(SHAPES[i]) for i in order])
     rows = places.pack(tensors)
     assert rows.shape == (1 + 1 + 1 + 3, packing.WIDTH)
     for a, b in zip(places.unpack(rows), tensors, strict=True):

@@ -46,7 +46,7 @@ def choose(tensors: Sequence[Alike], whole: Sequence[bool]) -> Groups:
     matrices = [i for i in small if len(tensors[i].shape) >= 2]
     packs: list[list[int]] = []
     for indices, fewest in ((vectors, 2), (matrices, FEWEST_MATRICES)):
-        if sum(tensors[i].num or 1 for i in indices) >= fewest:
+        if sum(tensors[i].count for i in indices) >= fewest:
             packs += _cut(sorted(indices, key=lambda i: num_rows(tensors[i].shape)), sizes)
     packed = {i for pack in packs for i in pack}
     of_shape = collections.defaultdict(list)

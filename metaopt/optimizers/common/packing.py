@@ -28,6 +28,11 @@ class Alike(NamedTuple):
     num: int | None = None  # the number of tensors in a stack
 
     @property
+    def count(self) -> int:
+        """The number of tensors."""
+        return self.num or 1
+
+    @property
     def full_shape(self) -> tuple[int, ...]:
         """The shape of the array that holds the tensor or the stack."""
         return self.shape if self.num is None else (self.num, *self.shape)
@@ -46,7 +51,7 @@ class Packing:
 
     def __init__(self, tensors: Sequence[Alike]):
         self._tensors = tensors
-        shapes = [x.shape for x in tensors for _ in range(x.num or 1)]
+        shapes = [x.shape for x in tensors for _ in range(x.count)]
         self.ranks = [len(shape) for shape in shapes]
         self._sizes = [math.prod(shape) for shape in shapes]
         self._num_rows = [num_rows(shape) for shape in shapes]
@@ -57,7 +62,7 @@ class Packing:
         """(rows, WIDTH) elements of arrays broadcastable to the tensors and stacks."""
         padded = []
         for x, tensors in zip(arrays, self._tensors, strict=True):
-            elements = jnp.broadcast_to(x, tensors.full_shape).reshape(tensors.num or 1, -1)
+            elements = jnp.broadcast_to(x, tensors.full_shape).reshape(tensors.count, -1)
             num_padding = num_rows(tensors.shape) * WIDTH - elements.shape[1]
             padded.append(jnp.pad(elements, ((0, 0), (0, num_padding)), constant_values=1).ravel())
         return jnp.concatenate(padded).reshape(-1, WIDTH)
@@ -66,8 +71,8 @@ class Packing:
         """The tensors and stacks in (rows, WIDTH) elements."""
         arrays, begin = [], 0
         for tensors in self._tensors:
-            end = begin + (tensors.num or 1) * num_rows(tensors.shape)
-            elements = rows[begin:end].reshape(tensors.num or 1, -1)[:, : math.prod(tensors.shape)]
+            end = begin + tensors.count * num_rows(tensors.shape)
+            elements = rows[begin:end].reshape(tensors.count, -1)[:, : math.prod(tensors.shape)]
             arrays.append(elements.reshape(tensors.full_shape))
             begin = end
         return arrays

@@ -4,7 +4,6 @@ A complex tensor is two of them, its real and its imaginary part, as everywhere 
 be trained stays as it is and has no state: integers, keys, functions, tensors without elements.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt.core import Params, PyTree
-from metaopt.optimizers.common import stacking
 from metaopt.optimizers.common.stacking import Stacking
 
 PARTS = ("real part", "imaginary part")
@@ -40,7 +38,7 @@ class Parameters:
         self.has_complex = any(map(_is_complex, self.leaves))
         self._structure = jax.tree.structure(params)
         shapes = self._to_parts(self.leaves, real=_shape, imaginary=_shape)
-        self._stacking = Stacking(shapes, fewest=stacking.FEWEST if stacks else math.inf)
+        self._stacking = Stacking(shapes, stacks=stacks)
 
     def to_rule(self, values: Sequence[Any]) -> PyTree:
         """What the rule sees of one array for each leaf."""

@@ -110,9 +110,9 @@ def _apply_alone(rule: _Rule, inputs: TensorInputs | Stack, own: Own | Stack) ->
     return Stack(jax.lax.map(apply_to_next, (inputs.of_tensors, own.of_tensors)))
 
 
-def _apply_in_turn(rule: _Rule, inputs: Sequence[TensorInputs], own: Sequence[Own]) -> list[jax.Array]:
+def _apply_in_turn(rule: _Rule, inputs: Sequence[TensorInputs | Stack], own: Sequence[Own | Stack]) -> list[jax.Array]:
     """Tensors of one shape, one after the other."""
-    return list(_apply_alone(rule, Stack(join(inputs)), Stack(join(own))).of_tensors)
+    return list(bare(_apply_alone(rule, Stack(join(inputs)), Stack(join(own)))))
 
 
 def _apply_to_pack(

@@ -19,6 +19,8 @@ from metaopt.optimizers.common.grouping import MAX_GROUP, MAX_STACKED
 
 FEWEST = 8  # tensors in a stack; fewer are not worth the copies
 
+Places = tuple[jax.Array | np.int32, ...]  # of the tensors of a stack
+
 
 class Stacked(NamedTuple):
     """A tree of tensors some of which are in stacks."""
@@ -34,16 +36,17 @@ class Stacking:
       tree: tensors, or anything with their shapes.
       labels: for each tensor, in the order of ``jax.tree.leaves``, what those of a stack have in common
         besides the shape; None for nothing.
-      fewest: the least number of tensors in a stack, infinity for no stacks.
+      stacks: whether there are stacks at all.
 
     Attributes:
       members: for each leaf of the stacked tree the index of its tensor, or the indices of the tensors of a stack.
+      first_members: the same, of a stack the first.
     """
 
-    def __init__(self, tree: PyTree, labels: Sequence[str] | None = None, fewest: float = FEWEST):
+    def __init__(self, tree: PyTree, labels: Sequence[str] | None = None, stacks: bool = True):
         self._structure = jax.tree.structure(tree)
         self._shapes = [x.shape for x in jax.tree.leaves(tree)]
-        self._stacks = _choose(self._shapes, labels or [""] * len(self._shapes), fewest)
+        self._stacks = _choose(self._shapes, labels or [""] * len(self._shapes)) if stacks else {}
         in_stacks = {i for members in self._stacks.values() for i in members}
         self._alone = [i for i in range(len(self._shapes)) if i not in in_stacks]
         self.members: list[int | list[int]] = [*self._alone, *(self._stacks[name] for name in sorted(self._stacks))]
@@ -71,8 +74,9 @@ class Stacking:
         if not self._stacks:
             return tree
         tensors = dict(zip(self._alone, jax.tree.leaves(tree.alone), strict=True))
+        places, stacks = _opaque(tree.stacks)
         for name, members in self._stacks.items():
-            tensors.update(zip(members, _unstack(tree.stacks[name]), strict=True))
+            tensors |= {i: _take(stacks[name], place) for i, place in zip(members, places, strict=False)}
         return self._structure.unflatten([tensors[i] for i in range(len(self._shapes))])
 
     def _gather(self, tensors: Sequence[Any], stack: Callable[[Sequence[Any], tuple[int, ...]], Any]) -> PyTree:
@@ -84,7 +88,7 @@ class Stacking:
         return Stacked(self._structure.unflatten([x if i in alone else None for i, x in enumerate(tensors)]), stacks)
 
 
-def _choose(shapes: Sequence[tuple[int, ...]], labels: Sequence[str], fewest: float) -> dict[str, list[int]]:
+def _choose(shapes: Sequence[tuple[int, ...]], labels: Sequence[str]) -> dict[str, list[int]]:
     """The tensors of each stack, by its name; a stack has at most MAX_GROUP elements."""
     alike = collections.defaultdict(list)
     for i, (label, shape) in enumerate(zip(labels, shapes, strict=True)):
@@ -92,7 +96,7 @@ def _choose(shapes: Sequence[tuple[int, ...]], labels: Sequence[str], fewest: fl
             alike[f"{label} {shape}".strip()].append(i)
     stacks = {}
     for name, indices in alike.items():
-        if len(indices) < fewest:
+        if len(indices) < FEWEST:
             continue
         num = -(-len(indices) * math.prod(shapes[indices[0]]) // MAX_GROUP)
         cuts = [len(indices) * i // num for i in range(num + 1)]
@@ -101,53 +105,60 @@ def _choose(shapes: Sequence[tuple[int, ...]], labels: Sequence[str], fewest: fl
     return stacks
 
 
-def _stack(arrays: Sequence[jax.Array | float], shape: tuple[int, ...]) -> jax.Array:
+def _stack(arrays: Sequence[Any], shape: tuple[int, ...]) -> jax.Array:
     """Arrays of one shape, broadcastable to ``shape``, as one; ``jnp.stack`` takes more instructions."""
-    padding = (1,) * (len(shape) - jnp.ndim(arrays[0]))
-    flat = np.array(arrays) if isinstance(arrays[0], float) else jnp.concatenate([x.reshape(-1) for x in arrays])
-    return jnp.asarray(flat, jnp.float32).reshape(len(arrays), *padding, *jnp.shape(arrays[0]))
+    if isinstance(arrays[0], float):
+        return jnp.array(arrays, jnp.float32).reshape(len(arrays), *[1] * len(shape))
+    padding = (1,) * (len(shape) - arrays[0].ndim)
+    return jnp.concatenate([x.reshape(-1) for x in arrays]).reshape(len(arrays), *padding, *arrays[0].shape)
 
 
-def _unstack(stack: jax.Array) -> list[jax.Array]:
-    """The tensors of a stack."""
-
-    def tensor(place: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(stack, place, keepdims=False, allow_negative_indices=False)
-
-    return [tensor(place) for place in _places(jax.lax.stop_gradient(stack))]
+def _take(stack: jax.Array, place: jax.Array | np.int32) -> jax.Array:
+    """One tensor of a stack."""
+    return jax.lax.dynamic_index_in_dim(stack, place, keepdims=False, allow_negative_indices=False)
 
 
-def _places(stack: jax.Array) -> Sequence[jax.Array]:
-    """0, 1, 2, ..., such that on a CPU the compiler does not see that they are constants.
+@jax.custom_jvp
+def _opaque(stacks: dict[str, jax.Array]) -> tuple[Places, dict[str, jax.Array]]:
+    """The stacks and the numbers 0, 1, 2, ..., such that on a CPU the compiler knows nothing about them.
 
-    It compiles a kernel for each slice at another constant, in 10 ms, and one for all slices at places
-    that it does not know.
+    It would compile a slice at each place by itself, in 10 ms, and repeat in it what has computed the
+    stack. Slices of an array it does not know at places it does not know are compiled once for each shape.
     """
-    num = len(stack)
-    constants = tuple(np.int32(i) for i in range(num))
+    places = tuple(np.int32(i) for i in range(max(map(len, stacks.values()))))
 
-    def unknown(x: jax.Array) -> tuple[jax.Array, ...]:
-        # One turn of the loop or two, all of which end with the same.
-        turns = 1 + (jax.lax.bitcast_convert_type(x, jnp.int32) & 1)
-        zeros = (np.int32(0),) * num
+    def known(stacks: dict[str, jax.Array]) -> tuple[Places, dict[str, jax.Array]]:
+        return places, stacks
+
+    def unknown(stacks: dict[str, jax.Array]) -> tuple[Places, dict[str, jax.Array]]:
+        # A loop of one turn or two, in each of which places are set and the first tensor of a stack, i // 2 = 0,
+        # is written over itself.
+        some = next(iter(stacks.values()))
+        num_turns = 1 + (jax.lax.bitcast_convert_type(some[(0,) * some.ndim], jnp.int32) & 1)
 
         def turn(carry: tuple) -> tuple:
-            return carry[0] + 1, constants
+            i, _, stacks = carry
+            rewritten = {name: x.at[0].set(_take(x, i // 2)) for name, x in stacks.items()}
+            return i + 1, places, rewritten
 
-        return jax.lax.while_loop(lambda carry: carry[0] < turns, turn, (jnp.int32(0), zeros))[1]
-
-    def known(x: jax.Array) -> tuple[jax.Array, ...]:
-        del x
-        return constants
+        start = (jnp.int32(0), (np.int32(0),) * len(places), stacks)
+        return jax.lax.while_loop(lambda carry: carry[0] < num_turns, turn, start)[1:]
 
     @jax.custom_batching.custom_vmap
-    def places(x: jax.Array) -> tuple[jax.Array, ...]:
-        return jax.lax.platform_dependent(x, cpu=unknown, default=known)
+    def either(stacks: dict[str, jax.Array]) -> tuple[Places, dict[str, jax.Array]]:
+        return jax.lax.platform_dependent(stacks, cpu=unknown, default=known)
 
-    @places.def_vmap
-    def places_of_batch(axis_size: int, in_batched: Sequence[bool], x: jax.Array) -> tuple[tuple, tuple]:
-        """Constants: a place for each member of a batch would be gathered in place of sliced."""
-        del axis_size, in_batched
-        return known(x), (False,) * num
+    @either.def_vmap
+    def either_of_batch(axis_size: int, in_batched: Sequence[Any], stacks: dict[str, jax.Array]) -> tuple[Any, Any]:
+        """Known places: each member of a batch would have its own."""
+        del axis_size
+        return known(stacks), (jax.tree.map(lambda _: False, places), in_batched[0])
 
-    return places(stack[(0,) * stack.ndim])
+    return either(stacks)
+
+
+@_opaque.defjvp
+def _opaque_jvp(primals: tuple, tangents: tuple) -> tuple:
+    places, stacks = _opaque(*primals)
+    no_tangents = tuple(np.zeros((), jax.dtypes.float0) for _ in places)
+    return (places, stacks), (no_tangents, *tangents)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt.core import Params
-from metaopt.optimizers.common import grouping, packing, tiling
+from metaopt.optimizers.common import grouping, packing, tiling, trees
 from metaopt.optimizers.common.moments import Moments
-from metaopt.optimizers.common.trees import Stack, alike, bare, by_tensor, each, num_tensors, split
+from metaopt.optimizers.common.trees import Stack, alike, bare, by_tensor, each, split
 from metaopt.optimizers.common.velo_network import DECAYS
 
 NUM_RANKS = 5  # ranks 0 to 4, one-hot
@@ -32,17 +32,17 @@ def of_tensors(params: Params, moments: Moments) -> jax.Array:
     The last one, and k instead of k^2 before v, are mistakes that the published weights rely on.
     """
     arrays = by_tensor((params, moments.momentum, *moments.rms), params)
-    tensors = [alike(p) for p in by_tensor(params, params)]
+    tensors = trees.tensors(params)
     groups = grouping.choose(tensors, [True] * len(tensors))
     alone = [*groups.alone, *(i for stack in groups.stacks for i in stack)]
     means = [_means_of_pack([arrays[i] for i in pack]) for pack in groups.packs]
     means += [_means_alone(arrays[i]) for i in alone]
-    rows = split(np.arange(num_tensors(params)), params)
+    rows = split(np.arange(sum(x.count for x in tensors)), tensors)
     place = np.argsort(np.concatenate([np.ravel(bare(rows[i])) for i in [*itertools.chain(*groups.packs), *alone]]))
     first, second = (jnp.concatenate(parts)[place] for parts in zip(*means, strict=True))
     square, mean_rms = first[:, :1], first[:, 1:2]
     unit = jax.lax.rsqrt(jnp.maximum(1e-9, square))
-    ranks = np.array([sum(size > 1 for size in x.shape) for x in tensors for _ in range(x.num or 1)])
+    ranks = np.array([sum(size > 1 for size in x.shape) for x in tensors for _ in range(x.count)])
     columns = [_clipped_log(unit * mean_rms), jax.nn.one_hot(ranks, NUM_RANKS), _clipped_log(unit**2 * second)]
     return jnp.concatenate(columns, axis=1)
 

@@ -63,19 +63,19 @@ def each(f: Callable[..., Any], *of_tensor: Any) -> Any:
     return f(*of_tensor)
 
 
-def num_tensors(params: Params) -> int:
-    """The number of tensors, each of a stack counted."""
-    return sum(len(p) if stacked else 1 for p, stacked in zip(jax.tree.leaves(params), _is_stack(params), strict=True))
+def tensors(params: Params) -> list[Alike]:
+    """For each leaf of the parameters the shape of its tensor, or that of the tensors of a stack and their number."""
+    return [alike(p) for p in by_tensor(params, params)]
 
 
-def split(rows: PyTree, params: Params) -> list[Any]:
-    """What ``by_tensor`` returns, of arrays with a row for each tensor."""
+def split(rows: PyTree, of_tensors: Sequence[Alike]) -> list[Any]:
+    """What belongs to each tensor, or a Stack of it, of arrays with a row for each."""
     parts, begin = [], 0
-    for p, stacked in zip(jax.tree.leaves(params), _is_stack(params), strict=True):
-        place = slice(begin, begin + len(p)) if stacked else begin
-        of_leaf = jax.tree.map(operator.itemgetter(place), rows)
-        parts.append(Stack(of_leaf) if stacked else of_leaf)
-        begin += len(p) if stacked else 1
+    for tensor in of_tensors:
+        place = begin if tensor.num is None else slice(begin, begin + tensor.num)
+        part = jax.tree.map(operator.itemgetter(place), rows)
+        parts.append(part if tensor.num is None else Stack(part))
+        begin += tensor.count
     return parts
 
 

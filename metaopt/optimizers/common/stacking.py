@@ -136,10 +136,12 @@ def _opaque(stacks: dict[str, jax.Array]) -> tuple[Places, dict[str, jax.Array]]
         some = next(iter(stacks.values()))
         num_turns = 1 + (jax.lax.bitcast_convert_type(some[(0,) * some.ndim], jnp.int32) & 1)
 
+        def rewrite(x: jax.Array, first: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_index_in_dim(x, _take(x, first), 0, axis=0)
+
         def turn(carry: tuple) -> tuple:
             i, _, stacks = carry
-            rewritten = {name: x.at[0].set(_take(x, i // 2)) for name, x in stacks.items()}
-            return i + 1, places, rewritten
+            return i + 1, places, {name: rewrite(x, i // 2) for name, x in stacks.items()}
 
         start = (jnp.int32(0), (np.int32(0),) * len(places), stacks)
         return jax.lax.while_loop(lambda carry: carry[0] < num_turns, turn, start)[1:]

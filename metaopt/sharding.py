@@ -18,9 +18,10 @@ def state_sharding(tx: optax.GradientTransformation, params: Params) -> PyTree:
         state = jax.jit(tx.init, out_shardings=shardings)(params)
 
     An axis of an array in the state is sharded like the parameter's axis if it has the same length.
-    Axes that were averaged over, further axes, and arrays that belong to no parameter are replicated
-    on every device. A jitted step keeps parameters and state in place if ``out_shardings`` names the
-    shardings of both.
+    Axes that were averaged over, further axes, and arrays that belong to no single parameter are
+    replicated on every device; among them those of eight or more small tensors of one shape, which a
+    learned optimizer keeps in one array. A jitted step keeps parameters and state in place if
+    ``out_shardings`` names the shardings of both.
 
     Args:
       tx: any Optax transformation whose state holds trees like the parameters.

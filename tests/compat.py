@@ -32,6 +32,7 @@ SUBJECTS = (
     "contract_leaves",
     "contract_frameworks",
     "grouping",
+    "stacking",
     "checkpoint",
     "seal",
     "importers",

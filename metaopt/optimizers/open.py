@@ -157,9 +157,12 @@ def build(config: Config = Config()) -> Learned:
 
 
 def _channels(p: jax.Array, g: jax.Array, momentum: tuple[jax.Array, ...]) -> list[jax.Array]:
-    """The parameter (*shape, 1); the signs of momenta and gradient (*shape, 7); their log magnitudes (*shape, 7)."""
-    averages = jnp.stack([*momentum, g], axis=-1)
-    return [p[..., None], jnp.sign(averages), jnp.log(jnp.abs(averages) + LOG_EPS)]
+    """p, the signs of the momenta, their log magnitudes, the sign and log magnitude of the gradient."""
+    return [p, *map(jnp.sign, momentum), *map(_log_magnitude, momentum), jnp.sign(g), _log_magnitude(g)]
+
+
+def _log_magnitude(x: jax.Array) -> jax.Array:
+    return jnp.log(jnp.abs(x) + LOG_EPS)
 
 
 def _scales(tensor: tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]) -> list[jax.Array]:
@@ -172,14 +175,9 @@ def _scales(tensor: tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]) -> list[
 
 
 def _inputs(channels: list[jax.Array], scales: list[jax.Array], unscaled: tuple) -> jax.Array:
-    """The GRU's input, (*shape, 19): the channels multiplied by their scales, then ``unscaled`` as it is.
-
-    The gradient comes after the momenta: parameter, signs and logs of the momenta, sign and log of the gradient.
-    """
-    p, signs, logs = (f * scale for f, scale in zip(channels, scales, strict=True))
-    of_momenta, of_gradient = (([x[..., place] for x in (signs, logs)]) for place in (slice(-1), slice(-1, None)))
-    others = [jnp.broadcast_to(x, p.shape[:-1])[..., None] for x in unscaled]
-    return jnp.concatenate([p, *of_momenta, *of_gradient, *others], axis=-1)
+    """The GRU's input, (*shape, 19): the channels multiplied by their scales, then ``unscaled`` as it is."""
+    scaled = [f * scale for f, scale in zip(channels, scales, strict=True)]
+    return jnp.stack([*scaled, *(jnp.broadcast_to(x, scaled[0].shape) for x in unscaled)], axis=-1)
 
 
 def _mlp(weights: Theta, x: jax.Array) -> jax.Array:

@@ -36,6 +36,39 @@ class Learned(NamedTuple):
     kind: str = "optimizer"
 
 
+class Rollout(NamedTuple):
+    """What T steps of B agents in their environments were, for an update rule.
+
+    An environment that is done begins anew at once, and its next observation is of the next episode.
+    """
+
+    observations: PyTree  # (T + 1, B, ...)
+    actions: jax.Array  # (T, B) int32
+    rewards: jax.Array  # (T, B)
+    terminated: jax.Array  # (T, B) bool: the step ended an episode for good, nothing more was to be had
+    done: jax.Array  # (T, B) bool: the step ended an episode, for good or by a limit of time
+    logits: jax.Array  # (T, B, num_actions) of the policy that acted
+
+
+class UpdateRule(NamedTuple):
+    """A loss whose gradient updates an agent: what ``bind`` returns for the kind "update_rule".
+
+    An agent is ``apply: (params, observations) -> outputs``, a dict with an array (..., *shape) for each
+    head that the rule asks for; the head "logits", (..., num_actions), is its policy.
+
+    Attributes:
+      heads: ``num_actions -> {name: shape}``, what the rule needs of an agent.
+      init: ``params -> state``, what the rule keeps from one update to the next: arrays only.
+      loss: ``(apply, params, rollout, state) -> (loss, state)``, differentiable in params.
+    """
+
+    heads: Callable[[int], dict[str, tuple[int, ...]]]
+    init: Callable[[Params], PyTree]
+    loss: Callable[
+        [Callable[[Params, PyTree], dict[str, jax.Array]], Params, Rollout, PyTree], tuple[jax.Array, PyTree]
+    ]
+
+
 class Task(Protocol):
     """A distribution of problems, each of which runs itself; every method is pure and vmappable.
 

@@ -58,7 +58,9 @@ KINDS = {
     "forecast": Kind("forecast(history, steps), parameters some steps ahead"),
     "optimizer": Kind("an optax.GradientTransformationExtraArgs", "metaopt.optimizers.baselines"),
     "search": Kind("an evosax algorithm: init, ask, tell"),
-    "update_rule": Kind("rule(rollout), a loss whose gradient updates an agent"),
+    "update_rule": Kind(
+        "a metaopt.core.UpdateRule: loss(apply, params, rollout, state), whose gradient updates an agent"
+    ),
 }
 
 FAMILIES = {

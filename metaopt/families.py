@@ -58,9 +58,7 @@ KINDS = {
     "forecast": Kind("forecast(history, steps), parameters some steps ahead"),
     "optimizer": Kind("an optax.GradientTransformationExtraArgs", "metaopt.optimizers.baselines"),
     "search": Kind("an evosax algorithm: init, ask, tell"),
-    "update_rule": Kind(
-        "a metaopt.core.UpdateRule: loss(apply, params, rollout, state), whose gradient updates an agent"
-    ),
+    "update_rule": Kind("a metaopt.core.UpdateRule, whose loss of a rollout updates an agent"),
 }
 
 FAMILIES = {

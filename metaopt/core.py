@@ -65,9 +65,7 @@ class UpdateRule(NamedTuple):
 
     heads: Callable[[int], dict[str, tuple[int, ...]]]
     init: Callable[[Params], PyTree]
-    loss: Callable[
-        [Callable[[Params, PyTree], dict[str, jax.Array]], Params, Rollout, PyTree], tuple[jax.Array, PyTree]
-    ]
+    loss: Callable[[Agent, Params, Rollout, PyTree], tuple[jax.Array, PyTree]]
 
 
 class Task(Protocol):

@@ -16,6 +16,7 @@ Params: TypeAlias = PyTree  # inner parameters: what an optimizer changes
 TaskParams: TypeAlias = PyTree  # which problem of a task: a pytree of arrays, may be empty
 Algorithm: TypeAlias = Any  # what ``Learned.bind`` returns: an Optax optimizer, a drift, an evosax algorithm ...
 Key: TypeAlias = jax.Array  # a typed key of jax.random
+Drift: TypeAlias = Callable[..., jax.Array]  # drift(log_ratio, advantage, progress=None), element by element
 Agent: TypeAlias = Callable[[Params, PyTree], dict[str, jax.Array]]  # (params, observations) -> outputs by head
 
 

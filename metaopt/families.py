@@ -65,11 +65,15 @@ FAMILIES = {
     "celo": Entry("optimizer", "metaopt.optimizers.celo"),
     "celo2": Entry("optimizer", "metaopt.optimizers.celo2"),
     "coordinate_lstm": Entry("optimizer", "metaopt.optimizers.coordinate_lstm"),
+    "dpo": Entry("drift", "metaopt.objectives.dpo"),
     "hand": Entry("optimizer", "metaopt.optimizers.hand"),
     "l2o_pa": Entry("optimizer", "metaopt.optimizers.l2o_pa"),
+    "lpo": Entry("drift", "metaopt.objectives.lpo"),
     "mlp": Entry("optimizer", "metaopt.optimizers.mlp"),
     "open": Entry("optimizer", "metaopt.optimizers.open"),
+    "ppo": Entry("drift", "metaopt.objectives.ppo"),
     "small_fc": Entry("optimizer", "metaopt.optimizers.small_fc"),
+    "ta_lpo": Entry("drift", "metaopt.objectives.ta_lpo"),
     "velo": Entry("optimizer", "metaopt.optimizers.velo"),
 }
 

@@ -30,4 +30,8 @@ KNOWN: dict[str, dict[str, Any]] = {
         "licence": "Apache-2.0",
         "meta_trained_on": _reinforcement_learning("gridworld"),
     },
+    "dac840a15b81e8805326363458c33979626172618f620d9e6e170315388530aa": {
+        "summary": "Disco103 of google-deepmind/disco_rl (disco_103.npz)",
+        "licence": "Apache-2.0",
+    },
 }

@@ -1,0 +1,1 @@
+"""Learned objectives: update rules, whose loss of a rollout updates an agent."""

@@ -19,7 +19,8 @@ from metaopt.errors import UserError
 from metaopt.importers import files, released
 from tasks import ImageMLP
 from tests.golden import celo, per_parameter, velo
-from tests.metaopt.foreign_files import FLAGS, RELEASED, SAMPLES, sample, torch_zip
+from tests.metaopt.foreign_files import FLAGS, SAMPLES, sample, torch_zip
+from tests.released import RELEASED
 
 
 def same(ours, theirs):
@@ -368,6 +369,7 @@ needs_released = pytest.mark.skipif(not RELEASED.is_dir(), reason="no released w
         ("celo/theta.state", "celo", 35_803),
         ("open/multi_OPEN.npy", "open", 3571),
         ("open/gridworld_OPEN.npy", "open", 1211),
+        ("disco/disco_103.npz", "disco", 754_778),
     ],
 )
 def test_released_files_are_read_and_known(name, family, num):

@@ -125,7 +125,7 @@ def _features(weights: Theta, seen: Seen) -> tuple[jax.Array, jax.Array]:
         _signed_log(seen.target_q[:-1]),
         _signed_log(seen.q_advantages[:-1]),
         seen.normalized_q_advantages[:-1],
-        jax.nn.one_hot(seen.actions, seen.behavior.shape[-1]),
+        jax.nn.one_hot(seen.actions, seen.behavior.shape[-1], dtype=seen.behavior.dtype),
     ]
     hidden = _across_actions(weights["actions"]["hidden"], jnp.stack(channels, axis=-1))
     of_actions = _across_actions(weights["actions"]["out"], hidden)

@@ -28,11 +28,13 @@ class Config:
         for name in ("discount", "trace", "target_decay"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        if self.value_cost < 0.0:
+            raise ValueError(f"value_cost must be 0 or more, got {self.value_cost}")
 
 
 class State(NamedTuple):
     advantage: MovingMean
-    td: MovingMean  # of temporal differences of q
+    td: MovingMean  # of temporal differences of q; kept as the reference does, which reads it nowhere
     lifetime: LSTMState  # (LIFETIME_HIDDEN,), what is remembered of the agent's life
     target: Params  # moving mean of the agent's parameters
 
@@ -82,7 +84,7 @@ def build(config: Config = Config()) -> Learned:
         del num_steps  # the rule tells by itself how far an agent is
 
         def loss(apply: Agent, params: Params, rollout: Rollout, state: State) -> tuple[jax.Array, State]:
-            _check_actions(rollout)
+            rollout = _checked(rollout)
             outputs, targets = (_outputs(apply, p, rollout, heads) for p in (params, state.target))
             losses, state = step_losses(config, theta, outputs, targets, rollout, state)
             counts = ~_is_cut(rollout)
@@ -134,7 +136,7 @@ def observe(
     policy, target_q = jax.nn.softmax(outputs["logits"]), values.expectation(targets["q"])
     log_ratios = jax.nn.log_softmax(outputs["logits"][:-1]) - jax.nn.log_softmax(rollout.logits)
     traces = config.trace * jnp.exp(jnp.minimum(take(log_ratios, rollout.actions), 0.0))
-    continues = 1.0 - rollout.done
+    continues = (~rollout.done).astype(jnp.float32)
     q = values.expectation(outputs["q"])
     target_values = jnp.sum(policy * target_q, axis=-1)
     taken = take(target_q[:-1], rollout.actions)
@@ -194,10 +196,17 @@ def _outputs(apply: Agent, params: Params, rollout: Rollout, heads: Any) -> Outp
     return {name: outputs[name].astype(jnp.float32) for name in heads(num_actions)}
 
 
-def _check_actions(rollout: Rollout) -> None:
-    """Raises UserError unless actions are numbers of actions, one for each step."""
+def _checked(rollout: Rollout) -> Rollout:
+    """The rollout with rewards and logits in float32.
+
+    Raises:
+      UserError: unless actions are numbers of actions, one for each step.
+    """
     dtype, shape = jnp.result_type(rollout.actions), jnp.shape(rollout.actions)
     if not jnp.issubdtype(dtype, jnp.integer) or len(shape) != 2:
         raise UserError(
-            f"disco is for discrete actions, an integer for each step of each environment, (T, B); got {dtype}{list(shape)}"
+            "disco is for discrete actions: an integer for each step of each environment, (T, B); the rollout has "
+            f"{dtype}{list(shape)}"
         )
+    rewards, logits = (x.astype(jnp.float32) for x in (rollout.rewards, rollout.logits))
+    return rollout._replace(rewards=rewards, logits=logits)

@@ -12,16 +12,16 @@ MOVING_DECAY = 0.99
 
 
 class MovingMean(NamedTuple):
-    """Moments of a stream of batches; the means are ``mean / (1 - decay)`` and ``square / (1 - decay)``."""
+    """Moments of a stream of batches; without bias they are ``mean / (1 - decay)`` and ``square / (1 - decay)``."""
 
     mean: jax.Array  # ()
     square: jax.Array  # (), of the squares
-    decay: jax.Array  # (), the weight that the zeros still have which the means began with
+    decay: jax.Array  # (), the weight of the zeros that the moments began with
 
 
 def init_moving_mean() -> MovingMean:
     """The moments of no batch."""
-    return MovingMean(jnp.zeros(()), jnp.zeros(()), jnp.ones(()))
+    return MovingMean(*(jnp.full((), x, jnp.float32) for x in (0.0, 0.0, 1.0)))
 
 
 def update_moving_mean(moments: MovingMean, x: jax.Array) -> MovingMean:
@@ -44,13 +44,15 @@ def compress(x: jax.Array) -> jax.Array:
 
 def expand(x: jax.Array) -> jax.Array:
     """The inverse of ``compress``."""
-    root = (jnp.sqrt(1.0 + 4.0 * SLOPE * (jnp.abs(x) + 1.0 + SLOPE)) - 1.0) / (2.0 * SLOPE)
+    shifted = jnp.abs(x) + 1.0 + SLOPE
+    # (sqrt(1 + 4 SLOPE shifted) - 1) / (2 SLOPE), without the difference of two numbers near 1.
+    root = 2.0 * shifted / (jnp.sqrt(1.0 + 4.0 * SLOPE * shifted) + 1.0)
     return jnp.sign(x) * (root * root - 1.0)
 
 
 def expectation(logits: jax.Array) -> jax.Array:
     """The value that logits over the bins stand for; (..., NUM_BINS) to (...)."""
-    return expand(jax.nn.softmax(logits) @ jnp.linspace(-LARGEST, LARGEST, NUM_BINS))
+    return expand(jax.nn.softmax(logits) @ jnp.linspace(-LARGEST, LARGEST, NUM_BINS, dtype=logits.dtype))
 
 
 def two_hot(x: jax.Array) -> jax.Array:

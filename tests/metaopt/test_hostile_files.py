@@ -15,6 +15,7 @@ import pytest
 
 from metaopt import importers
 from metaopt.errors import UserError
+from metaopt.importers import disco
 from tests.metaopt.foreign_files import SAMPLES, sample, torch_zip
 
 

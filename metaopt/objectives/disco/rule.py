@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import Agent, Key, Learned, Params, Rollout, Theta, UpdateRule
+from metaopt.core import Agent, Learned, Params, Rollout, Theta, UpdateRule
 from metaopt.errors import UserError
 from metaopt.nn import lstm
 from metaopt.nn.lstm import LSTMState

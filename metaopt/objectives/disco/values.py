@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 NUM_BINS = 601
 LARGEST = 300.0  # the bins are -300, -299, ..., 300, of compressed values
@@ -52,13 +53,17 @@ def expand(x: jax.Array) -> jax.Array:
 
 def expectation(logits: jax.Array) -> jax.Array:
     """The value that logits over the bins stand for; (..., NUM_BINS) to (...)."""
-    return expand(jax.nn.softmax(logits) @ jnp.linspace(-LARGEST, LARGEST, NUM_BINS, dtype=logits.dtype))
+    return expand(jax.nn.softmax(logits) @ _bins(logits.dtype))
 
 
 def two_hot(x: jax.Array) -> jax.Array:
     """The distribution over the two nearest bins whose mean is ``compress(x)``; (...) to (..., NUM_BINS)."""
-    position = jnp.clip(compress(x), -LARGEST, LARGEST) + LARGEST  # in bins, which are 1 apart
-    return jnp.maximum(1.0 - jnp.abs(position[..., None] - jnp.arange(NUM_BINS)), 0.0)
+    compressed = jnp.clip(compress(x), -LARGEST, LARGEST)
+    return jnp.maximum(1.0 - jnp.abs(compressed[..., None] - _bins(x.dtype)), 0.0)  # bins are 1 apart
+
+
+def _bins(dtype: DTypeLike) -> jax.Array:
+    return jnp.linspace(-LARGEST, LARGEST, NUM_BINS, dtype=dtype)
 
 
 def corrected_returns(

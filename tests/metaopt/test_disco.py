@@ -231,17 +231,17 @@ def test_meta_gradients_through_two_updates():
 
 
 def test_other_precisions():
-    params = new_agent(dtype=jnp.bfloat16)
-    new, state, loss = compiled(theta(), params, RULE.init(params), new_rollout())
-    assert {x.dtype for x in jax.tree.leaves((new, state.target))} == {
-        jnp.dtype("bfloat16")
-    } and loss.dtype == "float32"
-    rollout = new_rollout()
+    loss_of = jax.jit(lambda params, rollout, state: RULE.loss(agent, params, rollout, state))
+    rollout, params = new_rollout(), new_agent(dtype=jnp.bfloat16)
+    loss, state = loss_of(params, rollout, RULE.init(params))
+    assert {x.dtype for x in jax.tree.leaves(state.target)} == {jnp.dtype("bfloat16")} and loss.dtype == "float32"
+    types = lambda tree: jax.tree.map(lambda x: x.dtype, tree)
     with jax.enable_x64(True):
         wide = rollout._replace(rewards=rollout.rewards.astype(jnp.float64), actions=rollout.actions.astype(jnp.int64))
-        state = RULE.init(new_agent())
-        _, after, loss = jax.jit(update)(theta(), new_agent(), state, wide)
-        assert loss.dtype == "float32" and jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
+        params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+        state = RULE.init(params)
+        loss, after = loss_of(params, wide, state)
+        assert loss.dtype == "float32" and types(after) == types(state)
 
 
 @pytest.mark.parametrize(

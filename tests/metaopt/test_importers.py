@@ -332,7 +332,7 @@ def test_entries_that_do_not_fit_are_named(tmp_path, changes, message):
 
 
 def test_files_of_something_else_are_refused(tmp_path):
-    with pytest.raises(UserError, match="none of the files read here: torch zip, numpy, safetensors"):
+    with pytest.raises(UserError, match="none of the files read here: numpy archive, torch zip, numpy, safetensors"):
         importers.read(write(tmp_path / "x", b"GIF89a"))
     with pytest.raises(UserError, match="holds weights of none of small_fc.*it has 'kernel'"):
         importers.read(haiku_file(tmp_path / "x", {"kernel": np.zeros(3, np.float32)}))

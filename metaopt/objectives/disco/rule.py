@@ -62,7 +62,7 @@ def build(config: Config = Config()) -> Learned:
     multiplied by the rate. Where a step was cut by a limit of time, what came after it is not known: its return
     counts as the target network's q_a, and its losses are left out.
 
-    Memory: the target network, and 130 kB for each environment and step with four actions.
+    Memory: the target network, and about 90 kB for each environment and step with three actions.
     """
 
     def heads(num_actions: int) -> dict[str, tuple[int, ...]]:

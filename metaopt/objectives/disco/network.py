@@ -1,6 +1,6 @@
 """The network that says what an agent should have predicted, and the one that remembers the agent's life.
 
-Source: google-deepmind/disco_rl, networks/meta_nets.py.
+Source: Oh et al., Nature, 2025, doi:10.1038/s41586-025-09761-x; google-deepmind/disco_rl.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ NUM_PREDICTIONS = 600  # size of y, and of z for each action
 NUM_FEATURES, NUM_CHANNELS = 27, 9  # of a step, and of each of its actions
 HIDDEN, LIFETIME_HIDDEN = 256, 128  # units of the two LSTMs
 EMBEDDING, ACTION_EMBEDDING, SUMMARY = 16, 2, 16
-NUM_LAYERS = 21
+NUM_LAYERS = 21  # of all networks
 
 
 class Seen(NamedTuple):

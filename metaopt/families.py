@@ -65,6 +65,7 @@ FAMILIES = {
     "celo": Entry("optimizer", "metaopt.optimizers.celo"),
     "celo2": Entry("optimizer", "metaopt.optimizers.celo2"),
     "coordinate_lstm": Entry("optimizer", "metaopt.optimizers.coordinate_lstm"),
+    "disco": Entry("update_rule", "metaopt.objectives.disco"),
     "dpo": Entry("drift", "metaopt.objectives.dpo"),
     "hand": Entry("optimizer", "metaopt.optimizers.hand"),
     "l2o_pa": Entry("optimizer", "metaopt.optimizers.l2o_pa"),

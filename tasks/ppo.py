@@ -272,9 +272,12 @@ class PPO:
         tx = self._optimizer(algorithm, progress)
         size = len(batch.log_probs)
 
-        def step(carry: tuple[Params, PyTree], batch_and_key: tuple[Batch, Key]) -> tuple[tuple[Params, PyTree], None]:
+        def step(
+            carry: tuple[Params, PyTree], places_and_key: tuple[jax.Array, Key]
+        ) -> tuple[tuple[Params, PyTree], None]:
             params, opt_state = carry
-            minibatch, k_step = batch_and_key
+            places, k_step = places_and_key
+            minibatch = jax.tree.map(lambda x: x[places], batch)
 
             def value_fn(params: Params) -> jax.Array:
                 return self._loss(algorithm, progress, params, minibatch)
@@ -291,14 +294,11 @@ class PPO:
             )
             return (optax.apply_updates(params, updates), opt_state), None
 
-        def epoch(carry: tuple[Params, PyTree], k_epoch: Key) -> tuple[tuple[Params, PyTree], None]:
-            k_order, k_steps = jax.random.split(k_epoch)
-            order = jax.random.permutation(k_order, size).reshape(self.num_minibatches, -1)
-            minibatches = jax.tree.map(lambda x: x[order], batch)
-            return jax.lax.scan(step, carry, (minibatches, jax.random.split(k_steps, self.num_minibatches)))
-
-        keys = jax.random.split(key, self.num_epochs)
-        (params, opt_state), _ = jax.lax.scan(epoch, (state.params, state.opt_state), keys)
+        k_orders, k_steps = jax.random.split(key)
+        order_of = jax.vmap(lambda key: jax.random.permutation(key, size))
+        orders = order_of(jax.random.split(k_orders, self.num_epochs)).reshape(-1, size // self.num_minibatches)
+        keys = jax.random.split(k_steps, len(orders))
+        (params, opt_state), _ = jax.lax.scan(step, (state.params, state.opt_state), (orders, keys))
         return params, opt_state
 
     def _loss(self, algorithm: Algorithm, progress: jax.Array, params: Params, batch: Batch) -> jax.Array:

@@ -57,7 +57,7 @@ def build_parser() -> Parser:
     export.set_defaults(run=run_export)
 
     importing = commands.add_parser("import", help="turn weights that another project released into a checkpoint")
-    importing.add_argument("file", type=Path, help="msgpack, pickle, safetensors, .pt or .npy; read, never run")
+    importing.add_argument("file", type=Path, help="msgpack, pickle, safetensors, .pt, .npy or .npz; read, never run")
     importing.add_argument("--as", dest="name", required=True, help="name of the checkpoint, as for export")
     importing.add_argument("--licence", help="licence of the weights")
     importing.add_argument("--overwrite", action="store_true", help="replace a checkpoint of this name")

@@ -11,13 +11,13 @@ from typing import Any
 
 from metaopt import checkpoint
 from metaopt.errors import UserError, unknown
-from metaopt.importers import celo, celo2, files, released, small_fc, velo
+from metaopt.importers import celo, celo2, disco, files, released, small_fc, velo
 from metaopt.importers import open as open_
 from metaopt.importers.imported import ImportedWeights
 from metaopt.importers.questions import Unanswered, command
 
 # The first source that recognizes a file converts it: celo2 would recognize files of celo and velo too.
-SOURCES = {"small_fc": small_fc, "celo": celo, "velo": velo, "celo2": celo2, "open": open_}
+SOURCES = {"small_fc": small_fc, "celo": celo, "velo": velo, "celo2": celo2, "disco": disco, "open": open_}
 OPTIONS = {name: inspect.getfullargspec(source.convert).kwonlyargs for name, source in SOURCES.items()}
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metaopt.errors import UserError
-from metaopt.importers import msgpack_file, numpy_file, pickle_file, safetensors_file, torch_file
+from metaopt.importers import msgpack_file, numpy_archive, numpy_file, pickle_file, safetensors_file, torch_file
 from metaopt.importers.arrays import Arrays, widen
 
-# safetensors comes before pickle and msgpack: the length it starts with can look like their first
-# bytes, but not the other way round.
-CONTAINERS = (torch_file, numpy_file, safetensors_file, pickle_file, msgpack_file)
+# An archive of NumPy is a zip file too, so it comes before PyTorch's. safetensors comes before pickle and
+# msgpack: the length it starts with can look like their first bytes, but not the other way round.
+CONTAINERS = (numpy_archive, torch_file, numpy_file, safetensors_file, pickle_file, msgpack_file)
 MAX_BYTES = 2**26  # the largest released file, VeLO's, has 2**23.2
 
 

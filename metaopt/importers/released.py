@@ -10,8 +10,8 @@ FAST_VELO = {
 }
 
 
-def _reinforcement_learning(*environments: str) -> list[dict[str, Any]]:
-    return [{"family": "ppo", "datasets": list(environments), "architecture": {}}]
+def _reinforcement_learning(*environments: str, family: str = "ppo") -> list[dict[str, Any]]:
+    return [{"family": family, "datasets": list(environments), "architecture": {}}]
 
 
 KNOWN: dict[str, dict[str, Any]] = {
@@ -29,5 +29,10 @@ KNOWN: dict[str, dict[str, Any]] = {
         "summary": "OPEN of AlexGoldie/rl-learned-optimization, for gridworlds (gridworld_OPEN.npy)",
         "licence": "Apache-2.0",
         "meta_trained_on": _reinforcement_learning("gridworld"),
+    },
+    "dac840a15b81e8805326363458c33979626172618f620d9e6e170315388530aa": {
+        "summary": "Disco103 of google-deepmind/disco_rl (disco_103.npz)",
+        "licence": "Apache-2.0",
+        "meta_trained_on": _reinforcement_learning("atari57", "procgen", "dmlab30", family="agent"),
     },
 }

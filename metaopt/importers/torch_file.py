@@ -43,8 +43,6 @@ def read(data: bytes) -> dict[str, Any]:
     """The entries of a state_dict."""
     archive = zipfile.ZipFile(io.BytesIO(data))
     entries = archive.infolist()
-    if any(e.filename.endswith(".npy") for e in entries):
-        raise UserError("it is an archive of numpy.savez, not of torch.save: save the array of weights with numpy.save")
     # PyTorch does not compress, so no entry is larger than the file; a zip bomb is refused here.
     if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > len(data):
         raise UserError("it is compressed, which torch.save never does: unpack it first")

@@ -40,7 +40,8 @@ def init(key: Key, num_in: int, hidden: int) -> Theta:
 
 def zeros(shape: tuple[int, ...], hidden: int) -> LSTMState:
     """A state of zeros for a batch of ``shape``; its two arrays share no buffer, so it can be donated."""
-    return LSTMState(jnp.zeros((*shape, hidden)), jnp.zeros((*shape, hidden)))
+    zeros = lambda: jnp.zeros((*shape, hidden), jnp.float32)
+    return LSTMState(zeros(), zeros())
 
 
 def step(weights: Theta, x: jax.Array, state: LSTMState) -> LSTMState:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.core import Key, Learned, Params, Theta
-from metaopt.nn import mlp
+from metaopt.nn import dense, mlp
 from metaopt.optimizers.common import channels, features, per_parameter, recurrent, rule
 from metaopt.optimizers.common.features import NUM_PROGRESS_FEATURES
 from metaopt.optimizers.common.gradients import clip_and_zero_nan
@@ -99,7 +99,7 @@ def build(config: Config = Config()) -> Learned:
                 return 1.0, (), ()
             progress, losses = features.progress_features(state.step, num_steps, state.losses, value, num_steps)
             lstm_state = recurrent.step(theta["scheduler"], progress[None], state.recurrent)
-            (exponent,) = recurrent.dense(theta["scheduler"]["step_size"], lstm_state.hidden)[0]
+            (exponent,) = dense.apply(theta["scheduler"]["step_size"], lstm_state.hidden)[0]
             return MULTIPLIER_SCALE * jnp.exp(exponent), lstm_state, losses
 
         def update(grads: Params, state: State, params: Params, value: Any) -> tuple[Params, State]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.core import Key, Learned, Params, Theta
-from metaopt.nn import mlp
+from metaopt.nn import dense, mlp
 from metaopt.nn.lstm import LSTMState
 from metaopt.optimizers.common import channels, features, per_parameter, recurrent, rule, statistics
 from metaopt.optimizers.common.channels import TensorInputs
@@ -106,8 +106,8 @@ def build(config: Config = Config()) -> Learned:
             shared = jnp.broadcast_to(progress, (len(of_tensors), len(progress)))
             lstm_inputs = jnp.concatenate([shared, of_tensors], axis=1)
             lstm_state = recurrent.step(theta, lstm_inputs, state.recurrent)
-            step_sizes = recurrent.dense(theta["step_size"], lstm_state.hidden)[:, 0]
-            mixed = mix(theta["bank"], recurrent.dense(theta["controls"], lstm_state.hidden))
+            step_sizes = dense.apply(theta["step_size"], lstm_state.hidden)[:, 0]
+            mixed = mix(theta["bank"], dense.apply(theta["controls"], lstm_state.hidden))
             moments = update_moments(_decays_after(step_sizes), state.moments, grads)
 
             def scaled(x: TensorInputs, own: tuple[jax.Array, Theta]) -> tuple[jax.Array, Theta]:

@@ -2,13 +2,14 @@
 
 A file ``PREFIX*.npz`` is replayed by ``REPLAYS[PREFIX]``, a function
 ``path -> list of (case, largest error in units of the tolerance)``; a case passes if
-its error is at most 1. ``python -m tests.golden FILE...`` prints them.
+its error is at most 1; FileNotFoundError says which file outside the project it needs.
+``python -m tests.golden FILE...`` prints them.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.golden import celo, drifts, estimators, mulo, per_parameter, rl_open, velo
+from tests.golden import celo, drifts, estimators, mulo, per_parameter, rl_disco, rl_open, velo
 
 Case = tuple[str, float]
 REPLAYS: dict[str, Callable[[Path], list[Case]]] = {
@@ -19,6 +20,7 @@ REPLAYS: dict[str, Callable[[Path], list[Case]]] = {
     "celo2": celo.replay_celo2,
     "elo": celo.replay_elo,
     "mulo_adafac_mlp": mulo.replay,
+    "rl_disco": rl_disco.replay,
     "rl_drift": drifts.replay,
     "rl_gae": drifts.replay_gae,
     "rl_open": rl_open.replay,

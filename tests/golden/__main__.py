@@ -1,7 +1,7 @@
 """Replays golden files: ``python -m tests.golden FILE...``
 
 Prints the largest error of each case in units of its tolerance. Exit code 0: all cases
-pass; 1: one fails; 2: no file is given, or one that no function here can replay.
+pass; 1: one fails; 2: no file is given, one that no function here can replay, or weights that it needs are absent.
 """
 
 import sys
@@ -21,7 +21,13 @@ def main(paths: list[str]) -> int:
             print(f"{path.name}: {'unsupported' if path.is_file() else 'no such file'}")
             code = code or 2
             continue
-        for case, error in replay(path):
+        try:
+            cases = replay(path)
+        except FileNotFoundError as error:
+            print(f"{path.name}: {error}")
+            code = code or 2
+            continue
+        for case, error in cases:
             print(f"{path.name}: {case}: {error:.3f} of the tolerance{'' if error <= 1 else '  FAILED'}")
             code = code if error <= 1 else 1
     return code

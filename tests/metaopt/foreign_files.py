@@ -1,7 +1,6 @@
 """Files of other projects for the tests: seeded samples, and a writer of PyTorch's zip files."""
 
 import io
-import os
 import pickle
 import sys
 import types
@@ -13,7 +12,6 @@ import numpy as np
 from tests import golden
 
 FOLDER = Path(golden.__file__).parent
-RELEASED = Path(os.environ.get("METAOPT_RELEASED", Path(__file__).parents[3] / "shared" / "released"))
 FLAGS = {"bugged_loss_features": False, "bugged_lstm_state": False, "relative": True}
 # Options needed to import each.
 SAMPLES = {

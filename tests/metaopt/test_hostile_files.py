@@ -15,6 +15,7 @@ import pytest
 
 from metaopt import importers
 from metaopt.errors import UserError
+from metaopt.importers import disco
 from tests.metaopt.foreign_files import SAMPLES, sample, torch_zip
 
 
@@ -42,10 +43,14 @@ def contents(name: str, monkeypatch) -> bytes:
         file = io.BytesIO()
         np.save(file, np.linspace(-1, 1, 1211, dtype=np.float32))
         return file.getvalue()
+    if name == "disco":
+        file = io.BytesIO()
+        np.savez_compressed(file, **{path: np.zeros(shape, np.float32) for path, shape in disco.SHAPES.items()})
+        return file.getvalue()
     return sample(name).read_bytes()
 
 
-FUZZED = SAMPLES | {"torch": {"decays": "mulo"}, "open": {"num_minibatches": 8, "num_epochs": 4}}
+FUZZED = SAMPLES | {"torch": {"decays": "mulo"}, "open": {"num_minibatches": 8, "num_epochs": 4}, "disco": {}}
 
 
 @pytest.mark.parametrize("name", FUZZED)
@@ -198,6 +203,14 @@ def compressed() -> bytes:
     return file.getvalue()
 
 
+def archive_bomb() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as entry:
+        for _ in range(65):
+            entry.write(bytes(2**20))
+    return file.getvalue()
+
+
 HUGE = 2**40
 
 
@@ -217,6 +230,7 @@ HUGE = 2**40
         (b"\x80\x05\x96" + struct.pack("<Q", HUGE) + b".", "damaged, or no pickle file"),  # a bytearray
         (b"\x80\x04Nr\xff\xff\xff\xff0.", "unsupported pickle instruction POP"),  # after a memo at 2**32 - 1
         (compressed(), "it is compressed"),
+        (archive_bomb(), "it claims more than 67,108,864 bytes"),
     ],
 )
 def test_claims_cost_no_memory(refused, data, message):

@@ -19,7 +19,8 @@ from metaopt.errors import UserError
 from metaopt.importers import files, released
 from tasks import ImageMLP
 from tests.golden import celo, per_parameter, velo
-from tests.metaopt.foreign_files import FLAGS, RELEASED, SAMPLES, sample, torch_zip
+from tests.metaopt.foreign_files import FLAGS, SAMPLES, sample, torch_zip
+from tests.released import RELEASED
 
 
 def same(ours, theirs):
@@ -331,7 +332,7 @@ def test_entries_that_do_not_fit_are_named(tmp_path, changes, message):
 
 
 def test_files_of_something_else_are_refused(tmp_path):
-    with pytest.raises(UserError, match="none of the files read here: torch zip, numpy, safetensors"):
+    with pytest.raises(UserError, match="none of the files read here: numpy archive, torch zip, numpy, safetensors"):
         importers.read(write(tmp_path / "x", b"GIF89a"))
     with pytest.raises(UserError, match="holds weights of none of small_fc.*it has 'kernel'"):
         importers.read(haiku_file(tmp_path / "x", {"kernel": np.zeros(3, np.float32)}))
@@ -368,6 +369,7 @@ needs_released = pytest.mark.skipif(not RELEASED.is_dir(), reason="no released w
         ("celo/theta.state", "celo", 35_803),
         ("open/multi_OPEN.npy", "open", 3571),
         ("open/gridworld_OPEN.npy", "open", 1211),
+        ("disco/disco_103.npz", "disco", 754_778),
     ],
 )
 def test_released_files_are_read_and_known(name, family, num):

@@ -140,10 +140,13 @@ def test_a_file_whose_entries_are_all_empty(tmp_path):
         importers.read(tmp_path / "x", **OPTIONS)
 
 
-def test_an_archive_of_several_arrays_says_what_it_is(tmp_path):
-    np.savez_compressed(tmp_path / "x.npz", np.zeros(3))
-    with pytest.raises(UserError, match="an archive of numpy.savez, not of torch.save: save the array of weights with"):
-        importers.read(tmp_path / "x.npz")
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_archives_of_numpy_hold_arrays_by_name(tmp_path, save):
+    arrays = {"b/w": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.float32(2.0)}
+    save(tmp_path / "x.npz", **arrays)
+    found = importers.files.read(tmp_path / "x.npz")
+    assert found.container == "numpy archive" and list(found.arrays) == ["a", "b/w"]
+    jax.tree.map(np.testing.assert_array_equal, found.arrays, arrays)
 
 
 @pytest.mark.parametrize("dtype", ["float32", *WRONG, "bfloat16", "float16"])

@@ -3,13 +3,11 @@
 Source: google/learned_optimization, research/general_lopt/hyper_v2.py.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 
 from metaopt.core import Key, Theta
-from metaopt.nn import lstm
+from metaopt.nn import dense, lstm
 from metaopt.nn.lstm import LSTMState
 
 
@@ -24,13 +22,13 @@ def init(key: Key, num_in: int, hidden: int, heads: dict[str, int]) -> Theta:
     """
     k_pooled, k_direct, k_lstm, k_heads = jax.random.split(key, 4)
     theta = {
-        "pooled": init_dense(k_pooled, num_in, hidden),
-        "direct": init_dense(k_direct, num_in, hidden),
+        "pooled": dense.init(k_pooled, num_in, hidden),
+        "direct": dense.init(k_direct, num_in, hidden),
         "lstm": lstm.init(k_lstm, hidden, hidden),
         "initial": lstm.zeros((1,), hidden)._asdict(),
     }
     for i, (name, num_out) in enumerate(heads.items()):
-        theta[name] = init_dense(jax.random.fold_in(k_heads, i), hidden, num_out)
+        theta[name] = dense.init(jax.random.fold_in(k_heads, i), hidden, num_out)
     return theta
 
 
@@ -42,16 +40,5 @@ def initial_state(theta: Theta, num_tensors: int) -> LSTMState:
 
 def step(theta: Theta, x: jax.Array, state: LSTMState) -> LSTMState:
     """``lstm(direct(x) + max over tensors of relu(pooled(x)))`` for inputs x (num_tensors, num_in)."""
-    mixed = dense(theta["direct"], x) + jnp.max(jax.nn.relu(dense(theta["pooled"], x)), axis=0)
+    mixed = dense.apply(theta["direct"], x) + jnp.max(jax.nn.relu(dense.apply(theta["pooled"], x)), axis=0)
     return lstm.step(theta["lstm"], mixed, state)
-
-
-def init_dense(key: Key, num_in: int, num_out: int) -> Theta:
-    """Weights ``{"w": (num_in, num_out), "b": (num_out,)}``: truncated normal of scale 1/sqrt(num_in), and zero."""
-    draw = jax.random.truncated_normal(key, -2.0, 2.0, (num_in, num_out))
-    return {"w": draw / math.sqrt(num_in), "b": jnp.zeros(num_out)}
-
-
-def dense(theta: Theta, x: jax.Array) -> jax.Array:
-    """A dense layer on the last axis of ``x``."""
-    return x @ theta["w"] + theta["b"]

@@ -67,6 +67,7 @@ FAMILIES = {
     "coordinate_lstm": Entry("optimizer", "metaopt.optimizers.coordinate_lstm"),
     "hand": Entry("optimizer", "metaopt.optimizers.hand"),
     "l2o_pa": Entry("optimizer", "metaopt.optimizers.l2o_pa"),
+    "lpg": Entry("update_rule", "metaopt.objectives.lpg"),
     "mlp": Entry("optimizer", "metaopt.optimizers.mlp"),
     "open": Entry("optimizer", "metaopt.optimizers.open"),
     "small_fc": Entry("optimizer", "metaopt.optimizers.small_fc"),

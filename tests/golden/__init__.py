@@ -8,7 +8,7 @@ its error is at most 1. ``python -m tests.golden FILE...`` prints them.
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.golden import celo, estimators, mulo, per_parameter, rl_open, velo
+from tests.golden import celo, estimators, mulo, per_parameter, rl_lpg, rl_open, velo
 
 Case = tuple[str, float]
 REPLAYS: dict[str, Callable[[Path], list[Case]]] = {
@@ -19,6 +19,7 @@ REPLAYS: dict[str, Callable[[Path], list[Case]]] = {
     "celo2": celo.replay_celo2,
     "elo": celo.replay_elo,
     "mulo_adafac_mlp": mulo.replay,
+    "rl_lpg": rl_lpg.replay,
     "rl_open": rl_open.replay,
     **estimators.REPLAYS,
 }

@@ -9,6 +9,7 @@ from metaopt.core import Task
 from metaopt.errors import UserError, unknown
 from metaopt.references import is_reference, resolve
 from tasks.augment import Reparametrized
+from tasks.gridworld import GridWorld
 from tasks.image_conv import ImageConv
 from tasks.image_mlp import ImageMLP
 from tasks.lasso import Lasso
@@ -54,6 +55,11 @@ def lasso() -> tuple[Task, ...]:
     return (Lasso(),)
 
 
+def gridworlds() -> tuple[Task, ...]:
+    """Tabular agents in random gridworlds of 4 to 10 rows: for LPG, the levels "all" of GROOVE."""
+    return (GridWorld(),)
+
+
 def mnist_mlp() -> tuple[Task, ...]:
     """One network on MNIST with small batches, so that the learning rate has to fall: for schedules."""
     return (ImageMLP(("mnist5k",), side=14, width=64, depth=2, batch_size=16, name="mnist-14-mlp-64x2"),)
@@ -80,6 +86,7 @@ def heldout_small() -> tuple[Task, ...]:
 SUITES = {
     "digits": digits_only,
     "digits-mup": digits_mup,
+    "gridworlds": gridworlds,
     "heldout-small": heldout_small,
     "images-small": images_small,
     "lasso": lasso,

@@ -117,9 +117,7 @@ class GridWorld:
         envs = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.num_envs, *leaf.shape)), env.reset(task_params))
         return Training(x, algorithm.init(x), envs, jnp.zeros(self.num_envs))
 
-    def step(
-        self, algorithm: UpdateRule, task_params: Level, state: Training, key: Key
-    ) -> tuple[Training, jax.Array]:
+    def step(self, algorithm: UpdateRule, task_params: Level, state: Training, key: Key) -> tuple[Training, jax.Array]:
         params, rule_state, envs, returns = state
         rollout, envs = collect(task_params, params, envs, key, self.rollout_length)
 
@@ -169,9 +167,7 @@ def act(params: Params, observations: jax.Array) -> dict[str, jax.Array]:
     return {head: table[observations] for head, table in params.items()}
 
 
-def collect(
-    level: Level, params: Params, envs: GridState, key: Key, num_steps: int
-) -> tuple[Rollout, GridState]:
+def collect(level: Level, params: Params, envs: GridState, key: Key, num_steps: int) -> tuple[Rollout, GridState]:
     """Lets an agent act in a batch of environments, which begin anew when they are done.
 
     Args:

@@ -101,9 +101,8 @@ def build(config: Config = Config()) -> Learned:
             policy = jax.nn.softmax(outputs["logits"][:-1])
             pi = jnp.take_along_axis(policy, rollout.actions[..., None], axis=-1)[..., 0]
             y = jax.nn.softmax(outputs["y"])
-            wanted = targets(
-                theta, rollout.rewards, rollout.done, *jax.lax.stop_gradient((pi, y[:-1], y[1:])), time_inputs(state)
-            )
+            read = jax.lax.stop_gradient((pi, y[:-1], y[1:]))
+            wanted = targets(theta, rollout.rewards, rollout.done, *read, time=time_inputs(state))
             return agent_loss(pi, y[:-1], wanted, config.alpha_y), State(state.num_updates + 1)
 
         return UpdateRule(heads, init_state, loss)
@@ -156,7 +155,7 @@ def targets(
 
 
 def agent_loss(pi: jax.Array, y: jax.Array, targets: Targets, alpha_y: float) -> jax.Array:
-    """() loss that an agent descends, ``mean(log(pi) pi_hat) + alpha_y prediction_loss``; arguments as of ``targets``."""
+    """() loss that an agent descends, ``mean(log(pi) pi_hat) + alpha_y prediction_loss``; pi and y as in ``targets``."""
     return jnp.mean(jnp.log(pi + EPS) * targets.policy) + alpha_y * prediction_loss(y, targets)
 
 

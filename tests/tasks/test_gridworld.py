@@ -240,7 +240,7 @@ def test_a_gradient_is_clipped_for_each_head():
 
 def test_a_rule_that_asks_for_other_heads_is_told_the_setting():
     task, made = SMALL(), SMALL().sample(KEY)
-    with pytest.raises(UserError, match=r"the rule asks for heads .*set predictions=\(\('value', \(\)\),\) of the task"):
+    with pytest.raises(UserError, match=r"the rule asks for heads .*set predictions=\(\('value', \(\)\),\) of"):
         task.start(advantage_actor_critic(), made, task.init(made, KEY))
 
 

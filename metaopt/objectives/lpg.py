@@ -155,7 +155,7 @@ def targets(
 
 
 def agent_loss(pi: jax.Array, y: jax.Array, targets: Targets, alpha_y: float) -> jax.Array:
-    """() loss that an agent descends, ``mean(log(pi) pi_hat) + alpha_y prediction_loss``; pi and y as in ``targets``."""
+    """() loss of an agent, ``mean(log(pi) pi_hat) + alpha_y prediction_loss``; pi and y as ``targets`` takes them."""
     return jnp.mean(jnp.log(pi + EPS) * targets.policy) + alpha_y * prediction_loss(y, targets)
 
 

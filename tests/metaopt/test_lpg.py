@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import metaopt
 from metaopt import families
 from metaopt.core import Rollout
 from metaopt.errors import UserError
@@ -181,3 +182,12 @@ def test_an_agent_with_other_heads_is_refused(heads, message):
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(UserError, match=f"lpg: .*{next(iter(settings))}"):
         families.build("lpg", **settings)
+
+
+def test_a_checkpoint_loads_as_the_rule_that_was_saved(tmp_path):
+    theta, params, seen = learned(temporal=True).init(KEY), agent(KEY), rollout(KEY)
+    settings = {"hidden": 6, "width_embedding": 3, "num_predictions": NUM_PREDICTIONS, "temporal": True}
+    folder = metaopt.save(tmp_path / "mine", "lpg", settings, theta)
+    loaded, ours = metaopt.load(folder, num_steps=10), learned(temporal=True).bind(theta, num_steps=10)
+    losses = [rule.loss(apply, params, seen, rule.init(params))[0] for rule in (loaded, ours)]
+    assert losses[0] == losses[1]

@@ -36,7 +36,9 @@ class GridWorld:
     anew when an episode is done. Settings are those of GROOVE, where the observation also had the time.
 
     The loss of a step is minus the mean return of the episodes that ended in it; where none ended, it is minus
-    the mean reward of its steps times the level's limit, the return of an episode that goes on like this.
+    the mean reward of its steps times the level's limit, the return of an episode that goes on like this. It
+    is of the agent before the update, and has no derivative, because actions are drawn: estimators that
+    differentiate it find zero, evolution strategies do not need it.
 
     Attributes:
       side, smallest: rows of the largest and of the smallest grid.
@@ -72,15 +74,16 @@ class GridWorld:
     solved_by: tuple[str, ...] = ("update_rule",)
 
     def __post_init__(self) -> None:
-        for field in ("num_objects", "shortest_limit", "num_envs", "rollout_length", "evaluation_envs"):
+        counts = ("num_objects", "shortest_limit", "num_envs", "rollout_length", "evaluation_envs", "evaluation_length")
+        for field in counts:
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
         if not 2 <= self.smallest <= self.side or not self.shortest_limit <= self.longest_limit:
             raise ValueError(f"need 2 <= smallest <= side and shortest_limit <= longest_limit, got {self}")
         if not 0 <= self.num_walls < self.smallest**2:
             raise ValueError(f"the smallest grid needs a free cell, num_walls < smallest^2, got {self}")
-        if self.evaluation_length < 1:
-            raise ValueError(f"evaluation_length must be at least 1, got {self.evaluation_length}")
+        if not self.clip > 0:
+            raise ValueError(f"clip must be above 0, got {self.clip}")
 
     def traits(self) -> dict[str, Any]:
         architecture = {
@@ -118,6 +121,7 @@ class GridWorld:
         return Training(x, algorithm.init(x), envs, jnp.zeros(self.num_envs))
 
     def step(self, algorithm: UpdateRule, task_params: Level, state: Training, key: Key) -> tuple[Training, jax.Array]:
+        """One update of the agent; see the class for the loss."""
         params, rule_state, envs, returns = state
         rollout, envs = collect(task_params, params, envs, key, self.rollout_length)
 
@@ -156,8 +160,7 @@ class GridWorld:
 
     def _descend(self, head: str, table: jax.Array, grad: jax.Array) -> jax.Array:
         # Policy and prediction are clipped apart from each other, as two networks with an optimizer each.
-        norm = jnp.sqrt(jnp.sum(grad**2))
-        shrink = self.clip / jnp.maximum(norm, self.clip)
+        shrink = self.clip / jnp.sqrt(jnp.maximum(jnp.sum(grad**2), self.clip**2))  # has a derivative at zero too
         rate = self.policy_rate if head == POLICY else self.prediction_rate
         return table - rate * shrink * grad
 

@@ -219,6 +219,22 @@ def test_vmap_is_a_loop():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), jax.vmap(run)(keys), looped)
 
 
+def test_what_an_agent_becomes_is_differentiable_in_theta():
+    """Also where a gradient is zero: here that of the prediction."""
+    task, made, learned = SMALL(), SMALL().sample(KEY), families.build("lpg", hidden=4, alpha_y=0.0)
+
+    @jax.jit
+    @jax.grad
+    def slope(theta):
+        rule = learned.bind(theta)
+        state = task.start(rule, made, task.init(made, KEY))
+        state, _ = task.step(rule, made, state, KEY)
+        return jnp.sum(state.params["logits"][:, UP]) + jnp.sum(state.params["y"])
+
+    slopes = jax.tree.leaves(slope(learned.init(KEY)))
+    assert all(np.all(np.isfinite(x)) for x in slopes) and any(np.any(x != 0) for x in slopes)
+
+
 def test_the_task_keeps_its_contract():
     learned = families.build("lpg", hidden=4, temporal=True)
     check_task(SMALL(), lambda theta: learned.bind(theta, num_steps=jnp.int32(7)), learned.init(KEY))
@@ -251,6 +267,7 @@ def test_a_rule_that_asks_for_other_heads_is_told_the_setting():
         ({"num_walls": 16}, "num_walls < smallest"),
         ({"shortest_limit": 800}, "shortest_limit <= longest_limit"),
         ({"num_envs": 0}, "num_envs must be at least 1"),
+        ({"clip": 0.0}, "clip must be above 0"),
         ({"evaluation_length": 0}, "evaluation_length must be at least 1"),
     ],
 )

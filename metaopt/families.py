@@ -69,6 +69,7 @@ FAMILIES = {
     "dpo": Entry("drift", "metaopt.objectives.dpo"),
     "hand": Entry("optimizer", "metaopt.optimizers.hand"),
     "l2o_pa": Entry("optimizer", "metaopt.optimizers.l2o_pa"),
+    "lpg": Entry("update_rule", "metaopt.objectives.lpg"),
     "lpo": Entry("drift", "metaopt.objectives.lpo"),
     "mlp": Entry("optimizer", "metaopt.optimizers.mlp"),
     "open": Entry("optimizer", "metaopt.optimizers.open"),

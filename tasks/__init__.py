@@ -1,12 +1,13 @@
 """What there is to optimize: task families, their data, and named suites of them."""
 
 from tasks.augment import Reparametrized
+from tasks.gridworld import GridWorld
 from tasks.image_conv import ImageConv
 from tasks.image_mlp import ImageMLP
 from tasks.lasso import Lasso
 from tasks.quadratic import Quadratic
 from tasks.supervised import Supervised
 
-TASKS = {"image_conv": ImageConv, "image_mlp": ImageMLP, "lasso": Lasso, "quadratic": Quadratic}
+TASKS = {"gridworld": GridWorld, "image_conv": ImageConv, "image_mlp": ImageMLP, "lasso": Lasso, "quadratic": Quadratic}
 
-__all__ = ["TASKS", "ImageConv", "ImageMLP", "Lasso", "Quadratic", "Reparametrized", "Supervised"]
+__all__ = ["TASKS", "GridWorld", "ImageConv", "ImageMLP", "Lasso", "Quadratic", "Reparametrized", "Supervised"]

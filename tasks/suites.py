@@ -9,9 +9,11 @@ from metaopt.core import Task
 from metaopt.errors import UserError, unknown
 from metaopt.references import is_reference, resolve
 from tasks.augment import Reparametrized
+from tasks.gridworld import GridWorld
 from tasks.image_conv import ImageConv
 from tasks.image_mlp import ImageMLP
 from tasks.lasso import Lasso
+from tasks.ppo import PPO
 from tasks.quadratic import Quadratic
 
 ACTIVATIONS = ("relu", "tanh", "silu")
@@ -54,6 +56,21 @@ def lasso() -> tuple[Task, ...]:
     return (Lasso(),)
 
 
+def agents_small() -> tuple[Task, ...]:
+    """Agents on three small environments, stopped halfway to what PPO can reach: for drifts."""
+    agent = functools.partial(PPO, width=32, learning_rate=1e-3)
+    return (
+        agent("CartPole-v1", num_environments=8, rollout_steps=64),
+        agent("Catch-bsuite", num_environments=16, rollout_steps=32),
+        agent("DeepSea-bsuite", num_environments=8, rollout_steps=16),
+    )
+
+
+def gridworlds() -> tuple[Task, ...]:
+    """Tabular agents in random gridworlds of 4 to 10 rows: for LPG, the levels "all" of GROOVE."""
+    return (GridWorld(),)
+
+
 def mnist_mlp() -> tuple[Task, ...]:
     """One network on MNIST with small batches, so that the learning rate has to fall: for schedules."""
     return (ImageMLP(("mnist5k",), side=14, width=64, depth=2, batch_size=16, name="mnist-14-mlp-64x2"),)
@@ -78,8 +95,10 @@ def heldout_small() -> tuple[Task, ...]:
 
 
 SUITES = {
+    "agents-small": agents_small,
     "digits": digits_only,
     "digits-mup": digits_mup,
+    "gridworlds": gridworlds,
     "heldout-small": heldout_small,
     "images-small": images_small,
     "lasso": lasso,

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh
 
 from metaopt.errors import UserError
 
+THREADS = 8  # of the CPU's backend, see ``widen_thread_pool``
 SAMPLE_AXIS = "sample"  # mesh axis that the samples of an estimator are sharded over
 # Variables that srun sets in every task. A shell inside an allocation has some of them, only tasks have all.
 STEP_VARIABLES = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
@@ -157,6 +158,16 @@ def make_cpu_devices(num_samples: int, num_devices: int | None = None) -> None:
     if num_devices is None:
         num_devices = max(n for n in range(1, _num_cores() + 1) if num_samples % n == 0)
     jax.config.update("jax_num_cpu_devices", num_devices)
+    widen_thread_pool()
+
+
+def widen_thread_pool() -> None:
+    """Gives the CPU's backend, which is not yet started, THREADS threads at least.
+
+    With as few as there are cores, loops within loops that are large enough to have work side by side can
+    wait for each other for ever: seen with jaxlib 0.10.2, two threads, and eight agents that play Catch.
+    """
+    os.environ.setdefault("NPROC", str(max(THREADS, _num_cores())))
 
 
 def mesh(num_devices: int | None = None) -> Mesh:

@@ -9,7 +9,7 @@ its error is at most 1; FileNotFoundError says which file outside the project it
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.golden import celo, drifts, estimators, mulo, per_parameter, rl_disco, rl_open, velo
+from tests.golden import celo, drifts, estimators, mulo, per_parameter, rl_disco, rl_lpg, rl_open, velo
 
 Case = tuple[str, float]
 REPLAYS: dict[str, Callable[[Path], list[Case]]] = {
@@ -23,6 +23,7 @@ REPLAYS: dict[str, Callable[[Path], list[Case]]] = {
     "rl_disco": rl_disco.replay,
     "rl_drift": drifts.replay,
     "rl_gae": drifts.replay_gae,
+    "rl_lpg": rl_lpg.replay,
     "rl_open": rl_open.replay,
     **estimators.REPLAYS,
 }

@@ -10,7 +10,7 @@ import pytest
 
 import tasks
 from metaopt import families
-from tasks import ImageConv, ImageMLP, Lasso, Quadratic, Reparametrized
+from tasks import GridWorld, ImageConv, ImageMLP, Lasso, Quadratic, Reparametrized
 from tasks.suites import METHODS
 from tasks.supervised import OPTIMIZER_KEY
 
@@ -23,6 +23,8 @@ EXAMPLES = {
     "image_conv": ImageConv(channels=(3, 4), batch_size=16),
     "reparametrized": Reparametrized(ImageMLP(width=5, batch_size=16), max_factor=10.0),
 }
+# Tasks without a differentiable loss; what they promise beside names and traits is in tests of their own.
+OTHERS = {"gridworld": GridWorld()}
 KEY = jax.random.key(0)
 
 
@@ -37,9 +39,10 @@ def start(task, key=KEY):
 
 
 def test_every_registered_task_has_an_example():
-    assert set(tasks.TASKS) <= set(EXAMPLES)
+    assert set(tasks.TASKS) <= set(EXAMPLES | OTHERS)
 
 
+@pytest.mark.parametrize("task", (EXAMPLES | OTHERS).values(), ids=lambda task: task.name)
 def test_a_task_has_the_methods_and_is_solved_by_kinds_that_there_are(task):
     assert all(hasattr(task, method) for method in METHODS) and isinstance(task.name, str)
     assert task.solved_by and set(task.solved_by) <= set(families.KINDS)
@@ -159,6 +162,7 @@ def test_gradient_steps_lower_the_loss(task):
     assert task.evaluate(task_params, params, "train")["loss"] < 0.9 * before
 
 
+@pytest.mark.parametrize("task", (EXAMPLES | OTHERS).values(), ids=lambda task: task.name)
 def test_traits_are_plain_json(task):
     traits = task.traits()
     assert set(traits) == {"family", "datasets", "architecture"}

@@ -20,21 +20,14 @@ def init_network(key: Key, widths: tuple[int, ...], gain: float) -> Params:
     return params
 
 
-def layer_outputs(params: Params, x: jax.Array) -> list[jax.Array]:
-    """The outputs of every layer (..., width), of hidden ones after tanh."""
-    outputs, last = [], len(params) - 1
+def apply_network(params: Params, x: jax.Array) -> jax.Array:
+    """The output (..., num_outputs) of the last layer; hidden layers end with tanh."""
+    last = len(params) - 1
     for layer in range(len(params)):
         weights = params[f"Dense_{layer}"]
         x = x @ weights["kernel"] + weights["bias"]
         x = x if layer == last else jnp.tanh(x)
-        outputs.append(x)
-    return outputs
-
-
-def activity(params: Params, x: jax.Array) -> Params:
-    """The mean of |output| over a batch for each unit of each layer, for optimizers that ask."""
-    outputs = layer_outputs(params, x)
-    return {f"Dense_{layer}": jnp.mean(jnp.abs(y), axis=0) for layer, y in enumerate(outputs)}
+    return x
 
 
 class Categorical(NamedTuple):

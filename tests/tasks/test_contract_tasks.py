@@ -10,7 +10,7 @@ import pytest
 
 import tasks
 from metaopt import families
-from tasks import GridWorld, ImageConv, ImageMLP, Lasso, Quadratic, Reparametrized
+from tasks import PPO, GridWorld, ImageConv, ImageMLP, Lasso, Quadratic, Reparametrized
 from tasks.suites import METHODS
 from tasks.supervised import OPTIMIZER_KEY
 
@@ -24,7 +24,7 @@ EXAMPLES = {
     "reparametrized": Reparametrized(ImageMLP(width=5, batch_size=16), max_factor=10.0),
 }
 # Tasks without a differentiable loss; what they promise beside names and traits is in tests of their own.
-OTHERS = {"gridworld": GridWorld()}
+OTHERS = {"gridworld": GridWorld(), "ppo": PPO()}
 KEY = jax.random.key(0)
 
 

@@ -54,7 +54,9 @@ class Baseline(NamedTuple):
 LONGEST = 2**31 - 1  # steps are counted in int32
 
 KINDS = {
-    "drift": Kind("drift(log_ratio, advantage, progress=None), a term of a policy's loss"),
+    "drift": Kind(
+        "drift(log_ratio, advantage, progress=None), a term of a policy's loss", "metaopt.objectives.baselines"
+    ),
     "forecast": Kind("forecast(history, steps), parameters some steps ahead"),
     "optimizer": Kind("an optax.GradientTransformationExtraArgs", "metaopt.optimizers.baselines"),
     "search": Kind("an evosax algorithm: init, ask, tell"),

@@ -1,6 +1,5 @@
 """The sharding of an optimizer's state, given that of the parameters."""
 
-import functools
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metaopt.core import Params, PyTree
+from metaopt.optimizers.common.stacking import Stacked
 
 
 def state_sharding(tx: optax.GradientTransformation, params: Params) -> PyTree:
@@ -18,10 +18,10 @@ def state_sharding(tx: optax.GradientTransformation, params: Params) -> PyTree:
         state = jax.jit(tx.init, out_shardings=shardings)(params)
 
     An axis of an array in the state is sharded like the parameter's axis if it has the same length.
-    Axes that were averaged over, further axes, and arrays that belong to no single parameter are
-    replicated on every device; among them those of eight or more small tensors of one shape, which a
-    learned optimizer keeps in one array. A jitted step keeps parameters and state in place if
-    ``out_shardings`` names the shardings of both.
+    Axes that were averaged over, further axes, and arrays that belong to no parameter are replicated
+    on every device. Eight or more small tensors of one shape, which a learned optimizer keeps in one array,
+    are sharded like each of them where they are sharded alike. A jitted step keeps parameters and state
+    in place if ``out_shardings`` names the shardings of both.
 
     Args:
       tx: any Optax transformation whose state holds trees like the parameters.
@@ -47,14 +47,21 @@ def state_sharding(tx: optax.GradientTransformation, params: Params) -> PyTree:
         )
     state = jax.eval_shape(tx.init, params)
 
-    is_like_params = functools.partial(_is_like, params)
+    def is_known(subtree: PyTree) -> bool:
+        return isinstance(subtree, Stacked) or _is_like(params, subtree)
 
     def shard(subtree: PyTree) -> PyTree:
-        if not is_like_params(subtree):
-            return jax.tree.map(lambda x: NamedSharding(mesh, P()), subtree)
-        return jax.tree.map(_like_parameter, params, subtree)
+        if isinstance(subtree, Stacked):
+            stacks = {name: _like_tensors(params, name, x) for name, x in subtree.stacks.items()}
+            return Stacked(shard_all(subtree.alone), stacks)
+        if _is_like(params, subtree):
+            return jax.tree.map(_like_parameter, params, subtree)
+        return jax.tree.map(lambda x: NamedSharding(mesh, P()), subtree)
 
-    return jax.tree.map(shard, state, is_leaf=is_like_params)
+    def shard_all(tree: PyTree) -> PyTree:
+        return jax.tree.map(shard, tree, is_leaf=is_known)
+
+    return shard_all(state)
 
 
 def _is_like(params: PyTree, tree: PyTree) -> bool:
@@ -82,3 +89,13 @@ def _like_parameter(p: Any, subtree: PyTree) -> PyTree:
         return NamedSharding(p.sharding.mesh, P(*(name if m == n else None for m, n, name in axes)))
 
     return jax.tree.map(sharding, subtree)
+
+
+def _like_tensors(params: Params, name: str, x: Any) -> NamedSharding:
+    """The sharding of an array in the state of a stack, whose name has the shape of its tensors."""
+    alike = [p for p in jax.tree.leaves(params) if str(p.shape) in name]
+    tensors, sharding = alike[0], alike[0].sharding
+    if not all(p.sharding.is_equivalent_to(sharding, p.ndim) for p in alike):
+        return NamedSharding(sharding.mesh, P())
+    spec = NamedSharding(sharding.mesh, P(None, *sharding.spec))
+    return _like_parameter(jax.ShapeDtypeStruct((x.shape[0], *tensors.shape), x.dtype, sharding=spec), x)

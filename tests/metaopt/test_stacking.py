@@ -163,12 +163,24 @@ def test_sharded_tensors_are_updated_as_on_one_device():
     params, grads = tree(0), tree(100)
     where = metaopt.state_sharding(tx, place(params))
     assert where.moments.momentum[0].alone["alone"].spec == P("fsdp")
-    assert where.moments.momentum[0].stacks["(8, 3)"].spec == P()
+    assert where.moments.momentum[0].stacks["(8, 3)"].spec == P(None, "fsdp")
+    assert where.moments.factored[0].row.stacks["(8, 3)"].spec == P(None, None)  # (8, 1, 3): averaged over the axis
+    assert where.moments.factored[0].col.stacks["(8, 3)"].spec == P(None, "fsdp")  # (8, 8, 1)
     state = jax.jit(tx.init, out_shardings=where)(place(params))
     update = jax.jit(tx.update, out_shardings=(jax.tree.map(lambda p: p.sharding, place(params)), where))
     updates, state = update(place(grads), state, place(params))
     expected, expected_state = jax.jit(tx.update)(grads, tx.init(params), params)
     close((updates, state), (expected, expected_state), rtol=2e-4, atol=1e-8)
+    held = state.moments.momentum[0].stacks["(8, 3)"].addressable_shards[0].data
+    assert held.shape == (FEWEST, 1, 3)
+
+
+def test_tensors_of_one_shape_that_lie_apart_have_a_state_on_every_device():
+    mesh = Mesh(np.array(jax.devices()[:8]), ("fsdp",), axis_types=(AxisType.Auto,))
+    lies = lambda i: NamedSharding(mesh, P("fsdp") if i else P(None, "fsdp"))
+    params = {f"{i}": jax.device_put(draw(i, 8, 8), lies(i)) for i in range(FEWEST)}
+    where = metaopt.state_sharding(bind("mlp"), params)
+    assert where.moments.momentum[0].stacks["(8, 8)"].spec == P()
 
 
 class Layers(eqx.Module):

@@ -26,7 +26,7 @@ class Stacked(NamedTuple):
     """A tree of tensors some of which are in stacks."""
 
     alone: PyTree  # the tree, with None in place of the tensors in stacks
-    stacks: dict[str, jax.Array]  # by label and shape
+    stacks: dict[str, Any]  # an array for each label and shape
 
 
 class Stacking:
@@ -106,11 +106,11 @@ def _choose(shapes: Sequence[tuple[int, ...]], labels: Sequence[str]) -> dict[st
 
 
 def _stack(arrays: Sequence[Any], shape: tuple[int, ...]) -> jax.Array:
-    """Arrays of one shape, broadcastable to ``shape``, as one; ``jnp.stack`` takes more instructions."""
+    """Arrays of one shape, broadcastable to ``shape``, as one."""
     if isinstance(arrays[0], float):
         return jnp.array(arrays, jnp.float32).reshape(len(arrays), *[1] * len(shape))
     padding = (1,) * (len(shape) - arrays[0].ndim)
-    return jnp.concatenate([x.reshape(-1) for x in arrays]).reshape(len(arrays), *padding, *arrays[0].shape)
+    return jnp.concatenate([x.reshape(1, *padding, *x.shape) for x in arrays])
 
 
 def _take(stack: jax.Array, place: jax.Array | np.int32) -> jax.Array:

@@ -75,6 +75,9 @@ class Task(Protocol):
     Meta-training and evaluation call the same ``step``: what was trained is what is measured. A
     task passes its algorithm all that it has for it, e.g. an optimizer ``value``, ``value_fn``, ``key``
     and ``activations``. For a differentiable loss see ``tasks.supervised``: there only the loss is said.
+
+    A task whose step calls an algorithm several times has an attribute ``calls_per_step``, their number by
+    kind, e.g. ``{"optimizer": 16}``: the length of training that an algorithm is told is in its own steps.
     """
 
     @property
@@ -123,6 +126,11 @@ class Task(Protocol):
             step; None asks for the thorough one, the same at every call.
         """
         ...
+
+
+def num_calls(task: Task, kind: str, num_steps: Any) -> Any:
+    """How often a task calls an algorithm of this kind in so many of its own steps."""
+    return num_steps * getattr(task, "calls_per_step", {}).get(kind, 1)
 
 
 class Episode(NamedTuple):

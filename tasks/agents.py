@@ -20,14 +20,25 @@ def init_network(key: Key, widths: tuple[int, ...], gain: float) -> Params:
     return params
 
 
-def apply_network(params: Params, x: jax.Array) -> jax.Array:
-    """The output (..., num_outputs) of the last layer; hidden layers end with tanh."""
-    last = len(params) - 1
+def layer_outputs(params: Params, x: jax.Array) -> list[jax.Array]:
+    """The outputs (..., num_units) of every layer; hidden layers end with tanh."""
+    outputs, last = [], len(params) - 1
     for layer in range(len(params)):
         weights = params[f"Dense_{layer}"]
         x = x @ weights["kernel"] + weights["bias"]
         x = x if layer == last else jnp.tanh(x)
-    return x
+        outputs.append(x)
+    return outputs
+
+
+def apply_network(params: Params, x: jax.Array) -> jax.Array:
+    """The output (..., num_outputs) of the last layer."""
+    return layer_outputs(params, x)[-1]
+
+
+def unit_activity(params: Params, x: jax.Array) -> Params:
+    """For each layer the (num_units,) mean of |output| over a batch, for optimizers that ask."""
+    return {f"Dense_{i}": jnp.mean(jnp.abs(y), axis=0) for i, y in enumerate(layer_outputs(params, x))}
 
 
 class Categorical(NamedTuple):

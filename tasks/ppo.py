@@ -1,4 +1,8 @@
-"""Training an agent by PPO: one step is one update, a rollout and some epochs on it."""
+"""Training an agent by PPO: one step is one update, a rollout and some epochs on it.
+
+Source: Schulman et al., "Proximal policy optimization algorithms", arXiv:1707.06347; with an optimizer in
+the place of Adam as in Goldie et al., arXiv:2407.07082.
+"""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -7,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.core import Drift, Key, Params, PyTree
+from metaopt.core import Algorithm, Drift, Key, Params, PyTree
 from metaopt.errors import UserError
 from tasks import agents, environments
 from tasks.agents import Categorical, Normal
@@ -32,14 +36,15 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PPO:
-    """Proximal policy optimization on an environment of gymnax, with a drift in the place of PPO's clipping.
+    """Proximal policy optimization on an environment of gymnax.
 
     The policy is improved by maximizing, on minibatches with advantages A of zero mean and unit variance,
 
         mean(r A - drift(log r, A, progress)) - value_weight loss of the critic + entropy_weight entropy
 
-    by Adam with a rate that falls linearly to zero. The loss of a step is minus the mean return of the
-    episodes that ended in it, see ``experience.mean_return``.
+    A "drift" is trained with by Adam, whose rate falls linearly to zero. An "optimizer" takes the place of
+    Adam, with PPO's clipping as the drift; it is told its own number of steps, one for each minibatch. The loss
+    of a step is minus the mean return of the episodes that ended in it, see ``experience.mean_return``.
 
     Attributes:
       environment: name that gymnax has for it.
@@ -53,10 +58,10 @@ class PPO:
       learning_rate: of Adam, at the start.
       discount: of rewards.
       decay: of advantages over more steps.
-      value_clip: largest change of the critic's values in an update that its loss rewards.
+      clip: of the ratio, where no drift is given, and of the change of the critic's values.
       value_weight: of the critic's loss.
       entropy_weight: of the policy's entropy.
-      max_norm: gradients are clipped to this norm.
+      max_norm: gradients are clipped to this norm; for an optimizer, those of actor and critic each.
       varied: parameters of the environment that are drawn for each problem: (name, smallest, largest).
       name: of the task; "" for one after the environment.
     """
@@ -72,13 +77,13 @@ class PPO:
     learning_rate: float = 2.5e-4
     discount: float = 0.99
     decay: float = 0.95
-    value_clip: float = 0.2
+    clip: float = 0.2
     value_weight: float = 0.5
     entropy_weight: float = 0.01
     max_norm: float = 0.5
     varied: tuple[tuple[str, float, float], ...] = ()
     name: str = ""
-    solved_by: tuple[str, ...] = ("drift",)
+    solved_by: tuple[str, ...] = ("drift", "optimizer")
 
     def __post_init__(self) -> None:
         for field in AT_LEAST_ONE:
@@ -94,6 +99,10 @@ class PPO:
     @property
     def env(self) -> environments.Environment:
         return environments.build(self.environment)
+
+    @property
+    def calls_per_step(self) -> dict[str, int]:
+        return {"optimizer": self.num_epochs * self.num_minibatches}
 
     def traits(self) -> dict[str, Any]:
         sizes = {"width": [self.width] * 2, "depth": [self.depth] * 2, "updates": [self.num_updates] * 2}
@@ -122,12 +131,11 @@ class PPO:
             params["log_std"] = jnp.zeros(self.env.num_actions)
         return params
 
-    def start(self, algorithm: Drift, task_params: PyTree, x: Params) -> State:
-        del algorithm
+    def start(self, algorithm: Algorithm, task_params: PyTree, x: Params) -> State:
         env_state, observations = self._reset(jax.random.key(0), task_params, self.num_environments)
         return State(
             params=x,
-            opt_state=self._optimizer(0.0).init(x),
+            opt_state=self._optimizer(algorithm, 0.0).init(x),
             update=jnp.zeros((), jnp.int32),
             env_state=env_state,
             observations=observations,
@@ -135,7 +143,7 @@ class PPO:
             mean_return=jnp.float32(jnp.nan),
         )
 
-    def step(self, algorithm: Drift, task_params: PyTree, state: State, key: Key) -> tuple[State, jax.Array]:
+    def step(self, algorithm: Algorithm, task_params: PyTree, state: State, key: Key) -> tuple[State, jax.Array]:
         k_reset, k_rollout, k_epochs = jax.random.split(key, 3)
         state, experience = self._roll_out(task_params, self._begin(task_params, state, k_reset), k_rollout)
         observations = jnp.concatenate([experience.observations, state.observations[None]])
@@ -215,36 +223,77 @@ class PPO:
 
         return jax.lax.scan(step, state, jnp.arange(self.rollout_steps))
 
-    def _improve(self, drift: Drift, state: State, batch: Batch, key: Key) -> tuple[Params, PyTree]:
+    def _improve(self, algorithm: Algorithm, state: State, batch: Batch, key: Key) -> tuple[Params, PyTree]:
         """The epochs of an update: new parameters and the new state of the optimizer."""
         progress = jnp.minimum(state.update / self.num_updates, 1.0)
-        tx, size = self._optimizer(progress), len(batch.log_probs)
+        drift = self._clipping if _is_optimizer(algorithm) else algorithm
+        tx, size = self._optimizer(algorithm, progress), len(batch.log_probs)
 
-        def step(carry: tuple[Params, PyTree], places: jax.Array) -> tuple[tuple[Params, PyTree], None]:
-            params, opt_state = carry
+        def step(carry: tuple[Params, PyTree], at: tuple[jax.Array, jax.Array]) -> tuple[tuple[Params, PyTree], None]:
+            (params, opt_state), (i, places) = carry, at
             minibatch = jax.tree.map(lambda x: x[places], batch)
-            grads = jax.grad(self._loss)(params, drift, progress, minibatch)
-            updates, opt_state = tx.update(grads, opt_state, params)
+
+            def value_fn(params: Params) -> jax.Array:
+                return self._loss(params, drift, progress, minibatch)
+
+            value, grads = jax.value_and_grad(value_fn)(params)
+            updates, opt_state = tx.update(
+                grads,
+                opt_state,
+                params,
+                value=value,
+                value_fn=value_fn,
+                key=jax.random.fold_in(k_optimizer, i),
+                activations=self._unit_activity(params, minibatch),
+            )
             return (optax.apply_updates(params, updates), opt_state), None
 
         def order(key: Key) -> jax.Array:
             return jax.random.permutation(key, size)
 
-        orders = jax.vmap(order)(jax.random.split(key, self.num_epochs))
+        k_orders, k_optimizer = jax.random.split(key)
+        orders = jax.vmap(order)(jax.random.split(k_orders, self.num_epochs))
         minibatches = orders.reshape(-1, size // self.num_minibatches)
-        return jax.lax.scan(step, (state.params, state.opt_state), minibatches)[0]
+        return jax.lax.scan(step, (state.params, state.opt_state), (jnp.arange(len(minibatches)), minibatches))[0]
+
+    def _clipping(self, log_ratio: jax.Array, advantage: jax.Array, progress: jax.Array) -> jax.Array:
+        """PPO's own drift: ``r A - drift = min(r A, clip(r) A)``."""
+        del progress
+        ratio = jnp.exp(log_ratio)
+        return jax.nn.relu((ratio - jnp.clip(ratio, 1.0 - self.clip, 1.0 + self.clip)) * advantage)
 
     def _loss(self, params: Params, drift: Drift, progress: jax.Array, batch: Batch) -> jax.Array:
         policy, values = self._policy(params, batch.observations), self._values(params, batch.observations)
         log_ratio = policy.log_prob(batch.actions) - batch.log_probs
         advantage = (batch.advantages - jnp.mean(batch.advantages)) / (jnp.std(batch.advantages) + 1e-8)
         actor_loss = -jnp.mean(jnp.exp(log_ratio) * advantage - drift(log_ratio, advantage, progress=progress))
-        clipped = batch.values + jnp.clip(values - batch.values, -self.value_clip, self.value_clip)
+        clipped = batch.values + jnp.clip(values - batch.values, -self.clip, self.clip)
         critic_loss = 0.5 * jnp.mean(jnp.maximum((values - batch.targets) ** 2, (clipped - batch.targets) ** 2))
         return actor_loss + self.value_weight * critic_loss - self.entropy_weight * jnp.mean(policy.entropy())
 
-    def _optimizer(self, progress: jax.Array | float) -> optax.GradientTransformation:
+    def _unit_activity(self, params: Params, batch: Batch) -> Params:
+        networks = {name: params[name] for name in ("actor", "critic")}
+        activity = {name: agents.unit_activity(network, batch.observations) for name, network in networks.items()}
+        return activity if self.env.is_discrete else activity | {"log_std": jnp.ones(self.env.num_actions)}
+
+    def _optimizer(self, algorithm: Algorithm, progress: jax.Array | float) -> optax.GradientTransformationExtraArgs:
+        if _is_optimizer(algorithm):
+            return optax.with_extra_args_support(optax.chain(_clip_networks(self.max_norm), algorithm))
         rate = self.learning_rate * (1.0 - progress)  # constant within an update
-        return optax.chain(
-            optax.clip_by_global_norm(self.max_norm), optax.scale_by_adam(eps=ADAM_EPS), optax.scale(-rate)
-        )
+        clip = optax.clip_by_global_norm(self.max_norm)
+        return optax.with_extra_args_support(optax.chain(clip, optax.scale_by_adam(eps=ADAM_EPS), optax.scale(-rate)))
+
+
+def _is_optimizer(algorithm: Algorithm) -> bool:
+    return isinstance(algorithm, optax.GradientTransformation)
+
+
+def _clip_networks(max_norm: float) -> optax.GradientTransformation:
+    """Clips the gradients of actor and critic by the norm of each."""
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def clip_each(grads: Params, params: Params | None = None) -> Params:
+        del params
+        return {name: clip.update(of_network, optax.EmptyState())[0] for name, of_network in dict(grads).items()}
+
+    return optax.stateless(clip_each)

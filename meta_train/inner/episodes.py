@@ -21,6 +21,7 @@ from metaopt.core import (
     Task,
     TaskParams,
     Theta,
+    num_calls,
 )
 from metaopt.errors import UserError, unknown
 from tasks.supervised import Supervised
@@ -79,7 +80,7 @@ def build(learned: Learned, task: Task, config: Episodes, window: int = 1) -> In
     form = FORMS[config.objective]
 
     def bind(theta: Theta, num_steps: jax.Array) -> Algorithm:
-        algorithm = learned.bind(theta, num_steps=num_steps)
+        algorithm = learned.bind(theta, num_steps=num_calls(task, learned.kind, num_steps))
         return without_second_derivatives(algorithm) if config.first_order else algorithm
 
     def measure(task_params: TaskParams, solution: PyTree, key: Key) -> jax.Array:

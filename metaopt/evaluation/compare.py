@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt.core import Algorithm, Task
+from metaopt.core import Algorithm, Task, num_calls
 from metaopt.errors import UserError
 from metaopt.evaluation import statistics
 from metaopt.evaluation.run import Curves, trainer
@@ -119,7 +119,8 @@ def measure(
 
 def method_trainer(task: Task, method: Method, settings: Settings) -> Any:
     """The ``trainer`` of a method on a task."""
-    return trainer(task, lambda rate: method.make(rate, settings.num_steps), settings.num_steps, settings.every)
+    calls = num_calls(task, method.kind, settings.num_steps)
+    return trainer(task, lambda rate: method.make(rate, calls), settings.num_steps, settings.every)
 
 
 def _best_rate(tuning: list[Row]) -> float:

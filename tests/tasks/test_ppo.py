@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from metaopt import families
+from metaopt.core import num_calls
 from metaopt.errors import UserError
 from tasks import agents, environments
 from tasks.experience import Experience, Unfinished, assess, mean_return
@@ -111,13 +112,35 @@ def test_an_update_is_that_of_a_plain_loop():
 
     tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.01, eps=1e-5))
     params, opt_state, grad = state.params, tx.init(state.params), jax.jit(jax.grad(loss_fn))
-    for k_epoch in jax.random.split(k_epochs, 2):
+    for k_epoch in jax.random.split(jax.random.split(k_epochs)[0], 2):
         for places in jax.random.permutation(k_epoch, 16).reshape(2, 8):
             grads = grad(params, *jax.tree.map(lambda x, places=places: x[places], batch))
             updates, opt_state = tx.update(grads, opt_state)
             params = optax.apply_updates(params, updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.params, params)
     assert int(new.update) == 1 and np.isfinite(loss)
+
+
+def test_an_optimizer_is_given_all_that_it_may_read_and_its_own_number_of_steps():
+    task_params = TINY.sample(KEY)
+    x = TINY.init(task_params, jax.random.key(1))
+    seen = []
+
+    def update(grads, state, params=None, *, value, value_fn, key, activations):
+        norms = {name: optax.tree.norm(g) for name, g in grads.items()}
+        seen.append((jax.tree.map(jnp.shape, activations), key.shape, value.shape, value_fn(params).shape))
+        return jax.tree.map(lambda g: -0.01 * g, grads), jax.tree.map(jnp.maximum, state, norms)
+
+    spy = optax.GradientTransformationExtraArgs(
+        lambda params: {"actor": jnp.zeros(()), "critic": jnp.zeros(())}, update
+    )
+    state, _ = jax.jit(lambda key: TINY.step(spy, task_params, TINY.start(spy, task_params, x), key))(KEY)
+    units = {"Dense_0": (4,)}
+    assert seen[0][0] == {"actor": units | {"Dense_1": (2,)}, "critic": units | {"Dense_1": (1,)}}
+    assert seen[0][1:] == ((), (), ())
+    largest = jax.tree.leaves(state.opt_state)  # of actor and critic, each clipped by itself
+    assert all(0.0 < float(norm) <= 0.5 + 1e-6 for norm in largest)
+    assert num_calls(TINY, "optimizer", 10) == 40 and num_calls(TINY, "drift", 10) == 10
 
 
 def test_agents_side_by_side_are_trained_as_one_by_one():

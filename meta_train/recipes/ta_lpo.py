@@ -1,4 +1,4 @@
-"""TA-LPO on the environments of recipe lpo: the same ES over whole trainings, a drift that knows how far training is."""
+"""TA-LPO on the environments of recipe lpo, by the same ES: its drift knows how far training is."""
 
 from meta_train.recipe import Episodes, Estimation, Family, OuterLoop, Recipe, Run
 

@@ -307,7 +307,7 @@ def test_what_cannot_be_compared_is_named(tmp_path):
         ({"sgd": sgd}, [TASK], {"baselines": SGD}, "two methods are called 'sgd'"),
         ([mine, mine], [TASK], {}, "two algorithms have the same name among .*: pass a mapping"),
         ({"a": 3}, [TASK], {}, "a is no algorithm: give a checkpoint or a function num_steps -> algorithm, got 3"),
-        ({"a": drift}, [TASK], {}, "task quadratic is solved by optimizer, a is of kind drift"),
+        ({"a": drift}, [TASK], {"baselines": []}, "task quadratic is solved by optimizer, a is of kind drift"),
         (["mime"], [TASK], {}, "unknown checkpoint 'mime'"),
         ({"a": sgd}, [], {}, "needs an algorithm or a baseline, and a task"),
         ({}, [TASK], {"baselines": []}, "needs an algorithm or a baseline, and a task"),

@@ -257,7 +257,7 @@ class PPO:
         return jax.lax.scan(step, (state.params, state.opt_state), (jnp.arange(len(minibatches)), minibatches))[0]
 
     def _clipping(self, log_ratio: jax.Array, advantage: jax.Array, progress: jax.Array) -> jax.Array:
-        """PPO's own drift: ``r A - drift = min(r A, clip(r) A)``."""
+        """PPO's own drift, ``r A - drift = min(r A, clip(r) A)``; a task knows no family that has it."""
         del progress
         ratio = jnp.exp(log_ratio)
         return jax.nn.relu((ratio - jnp.clip(ratio, 1.0 - self.clip, 1.0 + self.clip)) * advantage)

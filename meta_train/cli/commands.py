@@ -141,7 +141,9 @@ def run_info(arguments) -> None:
 
 def run_evaluate(arguments) -> None:
     from meta_train.evaluation import evaluate, record
+    from meta_train.parallel import devices
 
+    devices.widen_thread_pool()
     request, out = evaluation(arguments)
     if arguments.shard is not None:
         if arguments.record:

@@ -36,6 +36,7 @@ def prepare(num_samples: int, num_devices: int | None = None, environ: Mapping[s
     Raises:
       UserError: if the first node has no address, or accelerators would stay idle.
     """
+    widen_thread_pool()
     if not in_step(environ):
         make_cpu_devices(num_samples, num_devices)
         refuse_idle_accelerators(environ, jax.default_backend())
@@ -158,7 +159,6 @@ def make_cpu_devices(num_samples: int, num_devices: int | None = None) -> None:
     if num_devices is None:
         num_devices = max(n for n in range(1, _num_cores() + 1) if num_samples % n == 0)
     jax.config.update("jax_num_cpu_devices", num_devices)
-    widen_thread_pool()
 
 
 def widen_thread_pool() -> None:

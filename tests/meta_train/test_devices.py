@@ -121,3 +121,18 @@ def test_the_times_of_a_job(monkeypatch, tmp_path):
 
 def test_a_single_process_talks_to_itself():
     assert processes.largest(3) == 3 and processes.on_first(lambda: "heard") == "heard" and processes.is_first()
+
+
+def test_the_thread_pool_is_wider_than_two_cores_and_never_what_a_user_did_not_ask_for(monkeypatch):
+    monkeypatch.setenv("NPROC", "3")
+    devices.widen_thread_pool()
+    assert os.environ["NPROC"] == "3"
+    monkeypatch.delenv("NPROC")
+    monkeypatch.setattr(devices, "_num_cores", lambda: 2)
+    devices.widen_thread_pool()
+    assert os.environ["NPROC"] == "8"
+    monkeypatch.delenv("NPROC")
+    monkeypatch.setattr(devices, "_num_cores", lambda: 64)
+    devices.widen_thread_pool()
+    assert os.environ["NPROC"] == "64"
+    monkeypatch.delenv("NPROC")

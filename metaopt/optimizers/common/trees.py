@@ -81,8 +81,6 @@ def split(rows: PyTree, of_tensors: Sequence[Alike]) -> list[Any]:
 
 def join(of_tensors: Sequence[Any]) -> PyTree:
     """The inverse of ``split``."""
-    if not any(isinstance(x, Stack) for x in of_tensors):
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_tensors)
     as_rows = [bare(x) if isinstance(x, Stack) else jax.tree.map(lambda leaf: leaf[None], x) for x in of_tensors]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *as_rows)
 
